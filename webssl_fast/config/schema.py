@@ -1,0 +1,193 @@
+"""Every setting and its default, in the order in which data flows through a run.
+
+A YAML file holds differences from these defaults. Unknown keys are errors (see load.py). Derived values are written as
+`None` here and filled in by `RunConfig.resolved` (so that the saved config.yaml shows what really ran).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+# ---------------------------------------------------------------- data
+
+
+class DecodeConfig(Config):
+    """JPEG, PNG, WebP, ... bytes to uint8 RGB."""
+
+    backend: Literal["auto", "nvimgcodec", "pillow"] = "auto"  # auto: nvimgcodec (comes with DALI) where it imports
+    device: Literal["cpu", "gpu"] = "cpu"
+    max_pixels: PositiveInt = 50_000_000  # read from the header, before anything is decoded
+    apply_exif_orientation: bool = True
+
+
+class DataConfig(Config):
+    """Where images come from: a folder (any depth), a tar pattern ("shards/{000..127}.tar", "*.tar") or an index file."""
+
+    source: str = ""
+    decode: DecodeConfig = DecodeConfig()
+    num_threads: NonNegativeInt = 0  # 0: every core when the loader runs between steps, cores minus compute threads else
+    prefetch_batches: NonNegativeInt | None = None  # None: 0 on a CPU (the loader runs between steps), 4 on a GPU
+    max_bad_share: Probability = 0.05  # a larger share of undecodable samples stops the run ...
+    min_seen_before_stop: NonNegativeInt = 200  # ... once so many samples were seen
+
+
+# ---------------------------------------------------------------- model
+
+
+class ModelConfig(Config):
+    """A preset of models/presets.py and the departures from it."""
+
+    preset: str = "vit_tiny_patch14"
+    image_size_px: PositiveInt = 224  # sets the position embedding's grid
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    layer_scale_init: PositiveFloat = 1e-5
+    pos_embed_interpolation: Literal["scale_offset", "size"] = "scale_offset"
+    swiglu_pad_multiple: PositiveInt = 1  # >1 pads the SwiGLU hidden size with zero units (FP8 wants 16 or 64)
+
+
+# ---------------------------------------------------------------- method
+
+
+class HeadConfig(Config):
+    hidden_dim: PositiveInt = 2048
+    bottleneck_dim: PositiveInt = 256
+    num_prototypes: Annotated[int, Field(ge=2)] = 131072
+
+
+class CropsConfig(Config):
+    """One group of crops. Strengths and probabilities as in records.CropRecipe."""
+
+    num: PositiveInt
+    size_px: PositiveInt
+    scale: tuple[PositiveFloat, PositiveFloat]
+    flip_probability: Probability = 0.5
+    jitter_probability: Probability = 0.8
+    brightness: NonNegativeFloat = 0.4
+    contrast: NonNegativeFloat = 0.4
+    saturation: NonNegativeFloat = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    grayscale_probability: Probability = 0.2
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.scale[0] > self.scale[1] or self.scale[1] > 1:
+            raise ValueError(f"scale must be (low, high) with low <= high <= 1, got {self.scale}")
+        return self
+
+
+class DinoV2Config(Config):
+    """DINOv2 (arXiv 2304.07193) as Web-SSL trained it (arXiv 2504.01017, App. A)."""
+
+    name: Literal["dinov2"] = "dinov2"
+    global_crops: CropsConfig = CropsConfig(num=2, size_px=224, scale=(0.32, 1.0))
+    local_crops: CropsConfig = CropsConfig(num=8, size_px=98, scale=(0.05, 0.32))
+    # GaussianBlur of Meta's code takes 1-p: "as_trained" is what ran (0.0, 0.9, 0.5 for global 1, global 2, local),
+    # "as_written" what the paper's tables say (1.0, 0.1, 0.5).
+    blur: Literal["as_trained", "as_written"] = "as_trained"
+    solarize_probability: Probability = 0.2  # on the second global crop
+
+    dino_head: HeadConfig = HeadConfig(bottleneck_dim=384)
+    ibot_head: HeadConfig = HeadConfig(bottleneck_dim=256)
+    dino_weight: NonNegativeFloat = 1.0
+    ibot_weight: NonNegativeFloat = 1.0
+    koleo_weight: NonNegativeFloat = 0.1
+    mask_probability: Probability = 0.5  # share of global crops that carry a mask
+    mask_ratio: tuple[Probability, Probability] = (0.1, 0.5)
+
+    target: Literal["sinkhorn_knopp", "centering"] = "sinkhorn_knopp"
+    sinkhorn_iterations: PositiveInt = 3
+    center_momentum: Probability = 0.9
+    student_temperature: PositiveFloat = 0.1
+    teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)  # linear from, to ...
+    teacher_temperature_warmup_steps: NonNegativeInt = 37_500  # ... over so many steps
+    ema_momentum: tuple[Probability, Probability] = (0.994, 1.0)  # cosine over the run
+    freeze_last_layer_steps: NonNegativeInt = 1250
+
+    init_from: str | None = None  # a checkpoint whose weights start this run (continued pre-training)
+
+
+MethodConfig = DinoV2Config
+
+
+# ---------------------------------------------------------------- optimisation
+
+
+class OptimConfig(Config):
+    """AdamW with the schedules of DINOv2: lr is base_lr * sqrt(global_batch_size / 1024)."""
+
+    implementation: Literal["torch", "apex"] = "torch"
+    base_lr: PositiveFloat = 2e-4
+    min_lr: NonNegativeFloat = 1e-6
+    warmup_steps: NonNegativeInt = 100_000
+    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.2)  # cosine from, to
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    clip_grad_norm: PositiveFloat | None = 3.0  # of each trained module by itself
+    layerwise_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    patch_embed_lr_factor: PositiveFloat = 0.2
+
+
+# ---------------------------------------------------------------- training
+
+
+class TrainConfig(Config):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    num_steps: PositiveInt = 625_000
+    global_batch_size: PositiveInt = 3072
+    micro_batch_size: PositiveInt | None = None  # images per rank and pass; None: global_batch_size / ranks
+    group_size: PositiveInt | None = None  # images over which KoLeo, mask ratios and drop-path are defined; None: micro
+    num_threads: NonNegativeInt = 0  # compute threads; 0: every core
+    log_every: PositiveInt = 20
+    checkpoint_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = 3
+    keep_every: PositiveInt | None = None  # checkpoints at multiples of this step are never removed
+    max_nonfinite_steps: PositiveInt = 20  # so many skipped steps in a row stop the run
+    tensorboard: bool = False
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+class KnnConfig(Config):
+    """Weighted k-NN on frozen features (Wu et al. 2018, as DINO uses it)."""
+
+    train_source: str = ""  # folders with one subfolder a class, tars or index files; empty: no k-NN
+    test_source: str = ""
+    k: PositiveInt = 20
+    temperature: PositiveFloat = 0.07
+    features: tuple[Literal["cls", "patch_mean"], ...] = ("cls", "patch_mean")
+    batch_size: PositiveInt = 64
+
+
+class EvalConfig(Config):
+    checkpoint: str = ""  # `webssl eval`: a run directory or a checkpoint directory; empty: output_dir
+    every: PositiveInt | None = None  # steps between evaluations during training; None: only when asked for
+    image_size_px: PositiveInt | None = None  # None: model.image_size_px
+    knn: KnnConfig = KnnConfig()
+
+
+class RunConfig(Config):
+    output_dir: str = "runs/default"
+    seed: NonNegativeInt = 0
+    ops: Literal["auto", "reference"] = "auto"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = DinoV2Config()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()

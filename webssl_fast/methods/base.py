@@ -1,0 +1,78 @@
+"""What the engine asks of a pre-training method; it knows nothing else about one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from webssl_fast.records import Batch, CropRecipe
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate and a weight decay, as factors of the schedules' values.
+
+    `scheduled_lr_off_steps`: the learning rate is 0 before this step (DINOv2's frozen last layer).
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    lr_factor: float = 1.0
+    weight_decay_factor: float = 1.0
+    scheduled_lr_off_steps: int = 0
+
+
+@runtime_checkable
+class Method(Protocol):
+    """An `nn.Module` that holds everything a checkpoint must hold: trained modules, EMA teacher, centers.
+
+    Where a run has several ranks, `training_step` sees its rank's share; what needs all ranks (the prototype sums of
+    Sinkhorn-Knopp) is reduced by the method over the default process group, if there is one.
+    """
+
+    name: str
+
+    def crop_recipes(self) -> list[CropRecipe]:
+        """The crops of one image, equal sizes next to each other: a group of `Batch.crops` each."""
+        ...
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """Disjoint modules with gradients, by the name that their gradient norm gets in the metrics; each is clipped by
+        itself."""
+        ...
+
+    def shard_units(self) -> Iterator[nn.Module]:
+        """Modules to shard one by one, inner before outer (transformer blocks, then their owners)."""
+        ...
+
+    def parameter_groups(self) -> list[ParameterGroup]: ...
+
+    def initialize(self, seed: int) -> None:
+        """Fills every parameter and buffer, which may have been made on the meta device."""
+        ...
+
+    def schedule_values(self, step: int) -> dict[str, float]:
+        """The method's own schedules at a step (teacher_temperature, ema_momentum), which also go to the metrics."""
+        ...
+
+    def prepare(self, batch: Batch) -> None:
+        """Host work on a batch that needs its positions only (masks, drop-path choices): fills `batch.host`.
+
+        Runs on a loader thread; a pure function of the seed and the positions.
+        """
+        ...
+
+    def training_step(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch on the device (a scalar to back-propagate) and detached scalars for the metrics."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Runs after the optimizer's step (EMA)."""
+        ...
+
+    def encoder(self) -> nn.Module:
+        """The network to be judged (the EMA teacher's backbone): images [B, 3, S, S] -> records.Features."""
+        ...

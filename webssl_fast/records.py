@@ -1,0 +1,91 @@
+"""The few objects that cross layers.
+
+Dimensions: B images, V crops, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CropRecipe:
+    """How one crop of an image is drawn. Probabilities in [0, 1]; sizes in pixels; defaults leave the image as it is.
+
+    Strengths follow torchvision's ColorJitter: a factor of brightness, contrast and saturation is drawn from
+    [max(0, 1-s), 1+s], the hue shift from [-hue, hue] (in turns), and the four are applied in random order.
+    """
+
+    size_px: int
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.0
+    jitter_probability: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grayscale_probability: float = 0.0
+    blur_probability: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_probability: float = 0.0
+    solarize_threshold: int = 128
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank.
+
+    positions   int64 [B]: place of each image in the global order, the key of every random draw that concerns it
+    sample_ids  int64 [B]: the sample that stands there (its replacement, where the file could not be decoded)
+    crops       one tensor [V, B, 3, S, S] for each group of crops of equal size, in the order of the recipes
+    labels      int64 [B], -1 where a sample has none
+    host        what the method prepared for this batch on the host (masks and the like): Tensors move to the device
+    num_bad     samples that had to be replaced
+    """
+
+    positions: np.ndarray
+    sample_ids: np.ndarray
+    crops: list[Tensor]
+    labels: Tensor
+    host: dict[str, Tensor] = field(default_factory=dict)
+    num_bad: int = 0
+
+    @property
+    def num_images(self) -> int:
+        return len(self.positions)
+
+    def to(self, device: torch.device) -> Batch:
+        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
+        return Batch(
+            self.positions,
+            self.sample_ids,
+            [move(c) for c in self.crops],
+            move(self.labels),
+            {k: move(v) for k, v in self.host.items()},
+            self.num_bad,
+        )
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder says about a batch of crops, after the final norm.
+
+    cls_token     [B, D]
+    patch_tokens  [B, N, D], row-major over the patch grid
+    """
+
+    cls_token: Tensor
+    patch_tokens: Tensor
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores of one evaluation, e.g. EvalResult("knn", {"cls_top1": 0.71, "patch_mean_top1": 0.78})."""
+
+    name: str
+    scores: dict[str, float]
