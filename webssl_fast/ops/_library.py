@@ -1,0 +1,36 @@
+"""The one place that imports `_C` and owns the torch.library namespace `webssl`.
+
+An op module defines its schema and implementations on `LIBRARY`, and asks `reference_forced()` whether the run wants the
+plain-torch references (`ops: reference` in a config, for bisecting).
+"""
+
+from __future__ import annotations
+
+import torch
+
+try:
+    from webssl_fast import _C as C
+except ImportError as error:  # a source tree that was never built
+    raise ImportError(
+        "webssl_fast._C is missing: the package was imported from a source tree that was not built. "
+        "Run `pip install -e .` (or `make install`) there first."
+    ) from error
+
+LIBRARY = torch.library.Library("webssl", "DEF")
+
+_reference_forced = False
+
+
+def force_reference(forced: bool) -> None:
+    """Switches every op to its reference implementation (or back). Set once, before the first step."""
+    global _reference_forced
+    _reference_forced = forced
+
+
+def reference_forced() -> bool:
+    return _reference_forced
+
+
+def cuda_architectures() -> list[str]:
+    """GPU architectures compiled in, e.g. ["80", "90a"]; empty for a CPU build."""
+    return C.cuda_architectures().split()
