@@ -327,14 +327,19 @@ class PlainDinoV2:
         # Twice the mean over all 2B rows: the sum over the two pairs of different global crops.
         global_term = 2 * dino_loss([global_logits], [dino_targets], temperature) / num_pairs
         ibot_term = ibot_loss(ibot_logits_MK, ibot_targets_MK, weights_M, len(global_crops), temperature)
-        koleo_term = sum(koleo_loss(view) for view in global_cls.chunk(2)) * config.koleo_weight
+        koleo_term = torch.stack([koleo_loss(view) for view in global_cls.chunk(2)]).sum() * config.koleo_weight
         return {"dino_local": local_term, "dino_global": global_term, "ibot": ibot_term, "koleo": koleo_term}
+
+    def forward_and_backward(self, global_crops: Tensor, local_crops: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Leaves gradients in the student's parameters; returns the detached terms of the loss."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            terms = self.losses(global_crops, local_crops, mask)
+        torch.stack(list(terms.values())).sum().backward()
+        return {name: term.detach() for name, term in terms.items()}
 
     def training_step(self, global_crops: Tensor, local_crops: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """One whole step: forward, backward, clipping, AdamW, EMA. Returns the detached terms of the loss."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-            terms = self.losses(global_crops, local_crops, mask)
-        sum(terms.values()).backward()
+        terms = self.forward_and_backward(global_crops, local_crops, mask)
         with record_function("clip_grad_norm"):
             for module in self.student.children():
                 nn.utils.clip_grad_norm_(module.parameters(), self.config.clip_grad_norm)
@@ -343,4 +348,4 @@ class PlainDinoV2:
         with torch.no_grad():
             weight = 1 - self.config.ema_momentum
             torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), weight)
-        return {name: term.detach() for name, term in terms.items()}
+        return terms

@@ -1,6 +1,6 @@
 """Where the time of one training step goes, by kind of work: which op is worth a kernel of its own.
 
-    python -m benchmarks.profile_step --precision bf16 --threads 2
+    python -m benchmarks.profile_step --side plain_dinov2 --precision bf16 --threads 2
 
 Prints one JSON line: milliseconds of one step by kind. Times are the operators' own times under torch.profiler,
 so that they add up to the step. K is the number of prototypes.
@@ -17,8 +17,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.plain_dinov2 import PlainConfig, PlainDinoV2
-from benchmarks.step_inputs import synthetic_inputs
+from benchmarks.step_sides import SIDES, StepCase
 
 # First match wins: a scope set by the code under profile, or a part of an operator's name.
 KINDS_BY_NAME = {
@@ -78,18 +77,18 @@ def profile_step(step: Callable[[], object], num_prototypes: int, repeats: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--side", choices=sorted(SIDES), default="webssl_fast")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = PlainConfig()
-    plain = PlainDinoV2(config, arguments.precision)
-    inputs = synthetic_inputs(arguments.batch, config.grid_size)
-    times_ms = profile_step(lambda: plain.training_step(*inputs), config.num_prototypes, arguments.repeats)
-    print(json.dumps({"case": "plain_dinov2_profile", **vars(arguments), "ms": times_ms}))
+    case = StepCase(num_images=arguments.batch, precision=arguments.precision)
+    side = SIDES[arguments.side](case, case.batch())
+    times_ms = profile_step(side.step, case.num_prototypes, arguments.repeats)
+    print(json.dumps({"case": "train_step_profile", **vars(arguments), "ms_by_kind": times_ms}))
 
 
 if __name__ == "__main__":
