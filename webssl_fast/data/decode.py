@@ -3,7 +3,8 @@
 nvImageCodec decodes (libjpeg-turbo, OpenCV and libtiff on a CPU). What it cannot read, and what it reads otherwise than
 Pillow does, goes to Pillow: GIF, AVIF, ICO, CMYK JPEGs, PNM, samples wider than 16 bits. The pixel limit is checked on
 the header, before anything is allocated. Alpha is dropped, colour profiles are ignored, 16-bit samples lose their low
-byte, of an animation the first frame counts.
+byte, of an animation the first frame counts. (`apply_exif_orientation: false` does not reach TIFFs that Pillow decodes:
+it always turns these.)
 
 Dimensions: H rows, W columns.
 """
@@ -111,7 +112,7 @@ class NvImageCodecDecoder:
 
     def __init__(self, config: DecodeConfig):
         os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # it prints each bad image; bad_samples.jsonl lists them
-        from nvidia import nvimgcodec
+        import nvidia.nvimgcodec as nvimgcodec
 
         self._codec = nvimgcodec
         self._config = config
