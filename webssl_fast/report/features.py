@@ -85,12 +85,12 @@ def pca_pictures(encoder: Encoder, images_B3SS: Tensor, *, foreground: bool = Fa
             first_BGG = -first_BGG
         keep_T = (first_BGG > 0).flatten()
 
-    colours_T3 = torch.zeros(len(tokens_TD), 3, dtype=torch.float64)
+    colours_T3 = torch.zeros(len(tokens_TD), 3, dtype=torch.float64)  # 0 in the background: premultiplied by opacity
     colours_T3[keep_T] = _stretched(principal_components(tokens_TD[keep_T], 3))
     size_px = images_B3SS.shape[-1]
     colours = _enlarged(colours_T3.reshape(num_images, grid, grid, 3), size_px)
     opacity = _enlarged(keep_T.double().reshape(num_images, grid, grid, 1), size_px)
-    return [_to_uint8(c * a + BACKGROUND_GREY * (1 - a)) for c, a in zip(colours, opacity, strict=True)]
+    return [_to_uint8(c + BACKGROUND_GREY * (1 - a)) for c, a in zip(colours, opacity, strict=True)]
 
 
 def principal_components(rows_TD: Tensor, num_components: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -21,7 +22,10 @@ from webssl_fast.report.run_files import Run, read_run
 
 METHOD_NAMES = {"dinov2": "DINOv2", "mae": "MAE", "clip": "CLIP"}
 MAX_TABLE_ROWS = 50
-WIDE, NARROW, PANEL = (880, 300), (380, 230), (380, 190)
+# Pixels of a chart's view box, near to those it gets on screen so that its text keeps its size. Larger charts are drawn
+# for narrow screens too, and page.css shows the one that fits.
+PANEL, NARROW = (350, 190), (370, 230)
+WIDE = {"main": (1080, 320), "half": (525, 260)}
 
 
 def write_report(
@@ -107,9 +111,9 @@ def _facts(run: Run, rows: list[sections.ScoreRow], num_steps: int | None) -> li
             untrained = "untrained" if row.first_step == 0 else f"at step {row.first_step:,}"
             note = f"from {scales.percent(row.first)} {untrained}" if row.last_step > row.first_step else untrained
             facts.append((name, scales.percent(row.last), note))
-    speed = run.last("samples_per_second")
-    if speed is not None:
-        facts.append(("Throughput", f"{scales.number(speed, 3)}", "images/s"))
+    speeds = run.get("samples_per_second").finite.values
+    if speeds:
+        facts.append(("Throughput", scales.number(statistics.median(speeds), 3), "images/s, median"))
     return facts
 
 
@@ -139,17 +143,17 @@ def _health(run: Run) -> dict[str, Any]:
     }
 
 
-def _figure(chart: curves.Chart, is_main: bool = False) -> Markup:
-    """A chart with its title; a main one is drawn twice, for wide and for narrow screens, and page.css shows one."""
-    if is_main:
-        drawn = curves.svg(chart, *WIDE, "wide") + curves.svg(chart, *NARROW, "narrow")
+def _figure(chart: curves.Chart, size: str = "panel") -> Markup:
+    """A chart with its title; `size` is panel, or one of WIDE."""
+    if size in WIDE:
+        drawn = curves.svg(chart, *WIDE[size], "wide") + curves.svg(chart, *NARROW, "narrow")
     else:
         drawn = curves.svg(chart, *PANEL)
     unit = Markup(' <span class="unit">{}</span>').format(chart.unit) if chart.unit else ""
     return Markup(
-        '<figure class="chart{}" data-lines="{}"><figcaption><b>{}</b>{}<span class="readout">{}</span></figcaption>'
+        '<figure class="chart {}" data-lines="{}"><figcaption><b>{}</b>{}<span class="readout">{}</span></figcaption>'
         "{}</figure>"
-    ).format(" main" if is_main else "", curves.hover_data(chart), chart.title, unit, curves.describe(chart), drawn)
+    ).format(size, curves.hover_data(chart), chart.title, unit, curves.describe(chart), drawn)
 
 
 def _jpeg_uri(image: np.ndarray) -> str:
