@@ -44,8 +44,10 @@ def tick_text(value: float, step: float) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A value to `digits` significant digits: 7.312, 19,200, 2.13e-5; "not finite" for NaN and infinities. Trailing zeros
-    stay only where digits beyond them were rounded away: 13.00 is 12.998, 0.07 is 0.07."""
+    """A value to `digits` significant digits: 7.312, 19,200, 2.13e-5; "not finite" for NaN and infinities.
+
+    Trailing zeros stay only where digits beyond them were rounded away: 12.998 is 13.00, and 0.07 is 0.07.
+    """
     if value is None:
         return "\N{EN DASH}"
     if not math.isfinite(value):

@@ -30,10 +30,11 @@ SPEED = {
     "samples_per_second": ("Throughput", "images/s"),
     "data_wait_share": ("Waiting for data", "of the time"),
     "mfu": ("Use of the peak FLOP/s", ""),
-    "memory_gib": ("Peak memory", "GiB"),
+    "memory_peak_rss_gib": ("Peak memory", "GiB, this process"),
+    "memory_peak_cuda_gib": ("Peak GPU memory", "GiB, allocated"),
 }
 SHARES = {"data_wait_share", "mfu"}
-COUNTERS = {"samples_seen", "epoch", "bad_samples", "skipped_steps", "num_parameters", "loss"}  # told in words
+COUNTERS = {"samples_seen", "epoch", "bad_samples", "skipped_steps"}  # told in words
 GRAD_NORM = "grad_norm/"
 EVALUATION = "eval/"
 EVALUATION_NAMES = {"knn": "k-NN"}
