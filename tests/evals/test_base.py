@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from webssl_fast.errors import UserError
 from webssl_fast.evals.base import extract_features, labelled
 from webssl_fast.records import Features
 
@@ -98,7 +99,7 @@ def test_unlabelled_samples_are_an_error_that_names_them(images):
     labels = torch.tensor([0, 1, 0, 1, -1, 0, -1])
     stream = labelled(batches_of(images, labels), "photos/train")
     assert next(stream)[1].tolist() == [0, 1, 0]
-    with pytest.raises(ValueError, match=r"photos/train: 1 images .*sample ids 4\).*subfolder a class"):
+    with pytest.raises(UserError, match=r"photos/train: 1 images .*sample ids 4\).*subfolder a class"):
         next(stream)
 
 

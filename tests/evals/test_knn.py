@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from webssl_fast.config.schema import KnnConfig
+from webssl_fast.errors import UserError
 from webssl_fast.evals.knn import evaluate_knn, knn_scores
 from webssl_fast.records import Features
 
@@ -203,5 +204,5 @@ def test_evaluate_names_the_source_of_unlabelled_samples():
     test = coloured(6, 1)
     test[0][1][2] = -1
     config = KnnConfig(k=3, train_source="photos/train", test_source="photos/test")
-    with pytest.raises(ValueError, match=r"photos/test: 1 images .*sample ids 2\)"):
+    with pytest.raises(UserError, match=r"photos/test: 1 images .*sample ids 2\)"):
         evaluate_knn(ColourEncoder(), config, coloured(30, 0), test, "cpu")

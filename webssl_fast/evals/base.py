@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from webssl_fast.errors import UserError
 from webssl_fast.records import Features
 
 LabelledBatch = tuple[Tensor, Tensor, Tensor]
@@ -25,13 +26,13 @@ FEATURES: dict[str, Callable[[Features], Tensor]] = {
 
 
 def labelled(batches: Iterable[LabelledBatch], source: str) -> Iterator[LabelledBatch]:
-    """Passes batches on; raises ValueError at the first image without a label (-1), naming `source` and the samples."""
+    """Passes batches on; raises UserError at the first image without a label (-1), naming `source` and the samples."""
     for images_B3SS, labels_B, sample_ids_B in batches:
         missing = torch.as_tensor(labels_B) < 0
         if missing.any():
             ids = torch.as_tensor(sample_ids_B)[missing].tolist()
             named = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
-            raise ValueError(
+            raise UserError(
                 f"{source}: {len(ids)} images of a batch have no label (sample ids {named}), and this evaluation "
                 "compares labels. Give every image one: a folder with one subfolder a class, or shards with a .cls "
                 "entry beside each image."

@@ -33,7 +33,7 @@ def evaluate_knn(
 
     Batches are (images [B, 3, S, S], labels int64 [B], sample ids [B]); see `base.extract_features` for the encoder.
     Returns EvalResult("knn", {"cls_top1": ..., "patch_mean_top1": ...}), shares in [0, 1]; `..._top5` as well where
-    there are 6 classes or more. Raises ValueError for a sample without a label, naming its source.
+    there are 6 classes or more. Raises UserError for a sample without a label, naming its source.
     """
     names, device = config.features, torch.device(device)
     train, train_labels = extract_features(

@@ -19,8 +19,9 @@ from markupsafe import Markup
 from webssl_fast.report import scales
 
 NUM_BUCKETS = 240  # of a long series; about one for every two pixels of a wide chart
-CHARACTER_PX, LABEL_HEIGHT_PX = 6.3, 15
+LABEL_HEIGHT_PX = 15
 NUM_COLOURS = 6
+STEP_LABEL = "step"
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,21 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel. `unit` stands beside the title; `percent` shows shares in [0, 1] as percentages."""
+    """One panel. `unit` stands beside the title; `percent` shows shares in [0, 1] as percentages; `may_be_log` takes a
+    logarithmic axis where positive values span more than two decades."""
 
     title: str
     lines: list[Line]
     unit: str = ""
     percent: bool = False
     from_zero: bool = False
+    may_be_log: bool = False
     last_step: int = 0
     note: str = ""
+
+    @property
+    def is_condensed(self) -> bool:
+        return any(len(line.steps) > NUM_BUCKETS for line in self.lines)
 
     def text(self, value: float | None) -> str:
         return scales.percent(value) if self.percent else scales.number(value)
@@ -162,6 +169,12 @@ def hover_data(chart: Chart) -> str:
     return json.dumps({"percent": chart.percent, "lines": lines}, separators=(",", ":"))
 
 
+def text_width_px(text: str) -> float:
+    """About how wide a text of 12 px is in the system fonts of today, which differ by a few percent."""
+    narrow, wide = " .,:;'|ijlrtfI\N{NO-BREAK SPACE}", "%mwMW\N{RIGHTWARDS ARROW}\N{MINUS SIGN}"
+    return sum(3.9 if c in narrow else 10.3 if c in wide else 7.0 for c in text)
+
+
 def _belongs(level: float, extremes: list[float]) -> bool:
     """Whether a level can be drawn without pressing the curves flat."""
     low, high = min(extremes), max(extremes)
@@ -192,17 +205,16 @@ def _end_labels(chart: Chart, curves: list[Condensed], levels: list[float]) -> l
 
 def _frame(chart: Chart, extremes: list[float], labels: list[_Label], width: int, height: int) -> Frame:
     low, high = min(extremes), max(extremes)
-    is_log = low > 0 and high > 100 * low and not chart.percent and not chart.from_zero
-    num_ticks = max(2, height // 55)
+    is_log = chart.may_be_log and low > 0 and high > 100 * low
+    num_ticks = max(2, height // 48)
     factor = 100 if chart.percent else 1  # ticks that are round as shown
     if is_log:
         ticks = scales.log_ticks(low, high)
     else:
         floor = 0.0 if chart.from_zero and low >= 0 else low
-        top = high if high > floor else floor + (abs(floor) or 1) * 0.1
-        ticks = [t / factor for t in scales.linear_ticks(floor * factor, top * factor, num_ticks)]
-    tick_width = max(len(_tick(chart, t, ticks, is_log)) for t in ticks) * CHARACTER_PX
-    label_width = max((len(label.text) for label in labels), default=0) * CHARACTER_PX
+        ticks = [t / factor for t in scales.linear_ticks(floor * factor, high * factor, num_ticks)]
+    tick_width = max(text_width_px(_tick(chart, t, ticks, is_log)) for t in ticks)
+    label_width = max([text_width_px(label.text) * 1.06 for label in labels] + [text_width_px(STEP_LABEL) + 14])
     return Frame(
         left=tick_width + 8,
         right=width - label_width - 10,
@@ -229,13 +241,14 @@ def _grid(frame: Frame, chart: Chart, width: int) -> str:
         parts.append(f'<path class="{css_class}" d="M{frame.left:.1f} {y:.1f}H{frame.right:.1f}"/>')
         text = _tick(chart, tick, frame.ticks, frame.is_log)
         parts.append(f'<text class="tick y" x="{frame.left - 6:.1f}" y="{y + 4:.1f}">{text}</text>')
-    num_ticks = max(1, int((frame.right - frame.left) // 75))
+    num_ticks = max(1, int((frame.right - frame.left) // 60))
     steps = [t for t in scales.linear_ticks(0, frame.last_step, num_ticks) if t <= frame.last_step and t == int(t)]
     for step in steps:
         x, text = frame.x(step), scales.tick_text(step, steps[1] if len(steps) > 1 else 1)
         parts.append(f'<path class="base" d="M{x:.1f} {frame.bottom:.1f}v4"/>')
         parts.append(f'<text class="tick x" x="{x:.1f}" y="{frame.bottom + 17:.1f}">{text}</text>')
-    parts.append(f'<text class="tick" x="{frame.right + 10:.1f}" y="{frame.bottom + 17:.1f}">step</text>')
+    at = max(frame.right + 7, x + text_width_px(text) / 2 + 6)  # beyond the last number
+    parts.append(f'<text class="tick" x="{at:.1f}" y="{frame.bottom + 17:.1f}">{STEP_LABEL}</text>')
     return "".join(parts)
 
 

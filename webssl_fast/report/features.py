@@ -18,7 +18,6 @@ from webssl_fast.records import Features
 
 Encoder = Callable[[Tensor], Features]
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BACKGROUND_GREY = 0.5
 
 
@@ -38,9 +37,9 @@ def feature_pictures(
     trained: Encoder,
     untrained: Encoder | None = None,
     *,
+    mean: Sequence[float],
+    std: Sequence[float],
     foreground: bool = False,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
 ) -> list[FeaturePicture]:
     """The pictures of a report: each photograph with `pca_pictures` of one or two encoders.
 
@@ -50,9 +49,7 @@ def feature_pictures(
     photographs = [_to_uint8(image) for image in images_B3SS.float() * channels[0] + channels[1]]
     after = pca_pictures(trained, images_B3SS, foreground=foreground)
     before = pca_pictures(untrained, images_B3SS, foreground=foreground) if untrained else [None] * len(after)
-    return [
-        FeaturePicture(*quadruple) for quadruple in zip(names, photographs, after, before, strict=True)
-    ]
+    return [FeaturePicture(*four) for four in zip(names, photographs, after, before, strict=True)]
 
 
 @torch.no_grad()
@@ -85,12 +82,12 @@ def pca_pictures(encoder: Encoder, images_B3SS: Tensor, *, foreground: bool = Fa
             first_BGG = -first_BGG
         keep_T = (first_BGG > 0).flatten()
 
-    colours_T3 = torch.zeros(len(tokens_TD), 3, dtype=torch.float64)
+    colours_T3 = torch.zeros(len(tokens_TD), 3, dtype=torch.float64)  # 0 in the background: premultiplied by opacity
     colours_T3[keep_T] = _stretched(principal_components(tokens_TD[keep_T], 3))
     size_px = images_B3SS.shape[-1]
     colours = _enlarged(colours_T3.reshape(num_images, grid, grid, 3), size_px)
     opacity = _enlarged(keep_T.double().reshape(num_images, grid, grid, 1), size_px)
-    return [_to_uint8(c * a + BACKGROUND_GREY * (1 - a)) for c, a in zip(colours, opacity, strict=True)]
+    return [_to_uint8(c + BACKGROUND_GREY * (1 - a)) for c, a in zip(colours, opacity, strict=True)]
 
 
 def principal_components(rows_TD: Tensor, num_components: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -21,28 +22,35 @@ from webssl_fast.report.run_files import Run, read_run
 
 METHOD_NAMES = {"dinov2": "DINOv2", "mae": "MAE", "clip": "CLIP"}
 MAX_TABLE_ROWS = 50
-WIDE, NARROW, PANEL = (880, 300), (380, 230), (380, 190)
+# Pixels of a chart's view box, near to those it gets on screen so that its text keeps its size. Larger charts are drawn
+# for narrow screens too, and page.css shows the one that fits.
+PANEL, NARROW = (350, 190), (370, 230)
+WIDE = {"main": (1080, 320), "half": (525, 260)}
 
 
 def write_report(
-    run_dir: Path | str, output: Path | str | None = None, pictures: Sequence[FeaturePicture] = ()
+    run_dir: Path | str,
+    output: Path | str | None = None,
+    pictures: Sequence[FeaturePicture] = (),
+    num_parameters: int | None = None,
 ) -> Path:
     """Writes the report of a run, finished or not, and returns where it is.
 
-    run_dir   what `webssl train` leaves: config.yaml, metrics.jsonl, bad_samples.jsonl, checkpoints/
-    output    the page's path; default `run_dir`/report.html
-    pictures  patch features of sample photographs, from `features.feature_pictures`
+    run_dir         what `webssl train` leaves: config.yaml, metrics.jsonl, bad_samples.jsonl, checkpoints/
+    output          the page's path; default `run_dir`/report.html
+    pictures        patch features of sample photographs, from `features.feature_pictures`
+    num_parameters  of the encoder, for the summary
 
-    Raises run_files.NotARunError for a directory that is no run.
+    Raises UserError for a directory that is no run.
     """
     run = read_run(run_dir)
     path = Path(output) if output is not None else run.directory / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(run, pictures), encoding="utf-8")
+    path.write_text(render(run, pictures, num_parameters), encoding="utf-8")
     return path
 
 
-def render(run: Run, pictures: Sequence[FeaturePicture] = ()) -> str:
+def render(run: Run, pictures: Sequence[FeaturePicture] = (), num_parameters: int | None = None) -> str:
     """The page's HTML. Everything that came from files is escaped by the template engine."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("webssl_fast.report", "template"),
@@ -59,7 +67,7 @@ def render(run: Run, pictures: Sequence[FeaturePicture] = ()) -> str:
         title=_title(run),
         run=run,
         started=bool(run.series),
-        facts=_facts(run, rows, num_steps),
+        facts=_facts(run, rows, num_steps, num_parameters),
         state=_state(run, num_steps),
         loss=sections.loss_chart(run),
         parts=sections.loss_parts(run),
@@ -90,14 +98,15 @@ def _state(run: Run, num_steps: int | None) -> str:
     return f"Finished, {when}."
 
 
-def _facts(run: Run, rows: list[sections.ScoreRow], num_steps: int | None) -> list[tuple[str, str, str]]:
+def _facts(
+    run: Run, rows: list[sections.ScoreRow], num_steps: int | None, num_parameters: int | None
+) -> list[tuple[str, str, str]]:
     """What a reader wants to know first: (name, value, note)."""
     if not run.series:
         return []
     facts = []
-    parameters = run.last("num_parameters") or run.setting("model.num_parameters")
-    if parameters:
-        facts.append(("Parameters", scales.big_count(parameters), ""))
+    if num_parameters:
+        facts.append(("Parameters", scales.big_count(num_parameters), "encoder"))
     facts.append(("Steps", f"{run.last_step:,}", f"of {num_steps:,}" if num_steps else ""))
     facts.append(("Images seen", scales.big_count(sections.images_seen(run)), _epochs(run)))
     facts.append(("Loss", scales.number(run.last("loss")), f"from {scales.number(_first(run, 'loss'))}"))
@@ -107,9 +116,9 @@ def _facts(run: Run, rows: list[sections.ScoreRow], num_steps: int | None) -> li
             untrained = "untrained" if row.first_step == 0 else f"at step {row.first_step:,}"
             note = f"from {scales.percent(row.first)} {untrained}" if row.last_step > row.first_step else untrained
             facts.append((name, scales.percent(row.last), note))
-    speed = run.last("samples_per_second")
-    if speed is not None:
-        facts.append(("Throughput", f"{scales.number(speed, 3)}", "images/s"))
+    speeds = run.get("samples_per_second").finite.values
+    if speeds:
+        facts.append(("Throughput", scales.number(statistics.median(speeds), 3), "images/s, median"))
     return facts
 
 
@@ -124,10 +133,10 @@ def _epochs(run: Run) -> str:
 
 
 def _health(run: Run) -> dict[str, Any]:
-    """Counts of what went wrong with data and steps."""
+    """Counts of what went wrong with data and steps. A bad sample is listed once and replaced in every epoch."""
     num_replaced = run.last("bad_samples")
     if num_replaced is None:
-        num_replaced = float(sum(sample.times for sample in run.bad_samples))
+        num_replaced = float(len(run.bad_samples))
     seen = sections.images_seen(run)
     reasons = Counter(sample.reason for sample in run.bad_samples)
     return {
@@ -135,21 +144,22 @@ def _health(run: Run) -> dict[str, Any]:
         "share": num_replaced / seen if seen else None,
         "limit": run.setting("data.max_bad_share"),
         "num_skipped": int(run.last("skipped_steps") or 0),
+        "has_batches": (run.directory / "nonfinite_batches.jsonl").is_file(),
         "reasons": reasons.most_common(8),
     }
 
 
-def _figure(chart: curves.Chart, is_main: bool = False) -> Markup:
-    """A chart with its title; a main one is drawn twice, for wide and for narrow screens, and page.css shows one."""
-    if is_main:
-        drawn = curves.svg(chart, *WIDE, "wide") + curves.svg(chart, *NARROW, "narrow")
+def _figure(chart: curves.Chart, size: str = "panel") -> Markup:
+    """A chart with its title; `size` is panel, or one of WIDE."""
+    if size in WIDE:
+        drawn = curves.svg(chart, *WIDE[size], "wide") + curves.svg(chart, *NARROW, "narrow")
     else:
         drawn = curves.svg(chart, *PANEL)
     unit = Markup(' <span class="unit">{}</span>').format(chart.unit) if chart.unit else ""
     return Markup(
-        '<figure class="chart{}" data-lines="{}"><figcaption><b>{}</b>{}<span class="readout">{}</span></figcaption>'
+        '<figure class="chart {}" data-lines="{}"><figcaption><b>{}</b>{}<span class="readout">{}</span></figcaption>'
         "{}</figure>"
-    ).format(" main" if is_main else "", curves.hover_data(chart), chart.title, unit, curves.describe(chart), drawn)
+    ).format(size, curves.hover_data(chart), chart.title, unit, curves.describe(chart), drawn)
 
 
 def _jpeg_uri(image: np.ndarray) -> str:

@@ -3,7 +3,7 @@
 config.yaml        the effective configuration, the one file that must be there
 metrics.jsonl      one JSON object a logged step or evaluation; values may be NaN, the last line may be cut short
 bad_samples.jsonl  one JSON object for each sample that could not be decoded: sample_id, name, reason
-checkpoints/       one directory a checkpoint, whose name ends in its step
+checkpoints/       step_00001000, ...: one directory a complete checkpoint
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,7 @@ from typing import Any
 
 import yaml
 
-
-class NotARunError(ValueError):
-    """The directory does not hold what a run leaves."""
+from webssl_fast.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,6 @@ class BadSample:
     sample_id: str
     name: str
     reason: str
-    times: int
 
 
 @dataclass(frozen=True)
@@ -82,15 +78,15 @@ class Run:
 
 
 def read_run(directory: Path | str) -> Run:
-    """Reads a run directory. Raises NotARunError that says what is missing where it is none."""
+    """Reads a run directory. Raises UserError that says what is missing where it is none."""
     directory = Path(directory)
     way_out = "A run directory is made by `webssl train CONFIG output_dir=...`; give its output_dir."
     if not directory.is_dir():
         kind = "is a file, not a directory" if directory.exists() else "does not exist"
-        raise NotARunError(f"{directory} {kind}. {way_out}")
+        raise UserError(f"{directory} {kind}. {way_out}")
     config_path = directory / "config.yaml"
     if not config_path.is_file():
-        raise NotARunError(f"{directory} is not a run: it has no config.yaml. {way_out}")
+        raise UserError(f"{directory} is not a run: it has no config.yaml. {way_out}")
     config_text = config_path.read_text(encoding="utf-8", errors="replace")
     notes: list[str] = []
     return Run(
@@ -150,16 +146,14 @@ def _read_series(path: Path, notes: list[str]) -> dict[str, Series]:
 
 
 def _read_bad_samples(path: Path, notes: list[str]) -> list[BadSample]:
-    """Each sample once, in the order of first meeting: every epoch meets it again."""
-    times = Counter(
-        (str(row.get("sample_id", "")), str(row.get("name", "")), str(row.get("reason", "")))
-        for row in _read_lines(path, notes)
-    )
-    return [BadSample(*sample, times=count) for sample, count in times.items()]
+    """In the order of first meeting; two ranks that meet a sample at once may both have listed it."""
+    rows = _read_lines(path, notes)
+    samples = (BadSample(*(str(row.get(key, "")) for key in ("sample_id", "name", "reason"))) for row in rows)
+    return list(dict.fromkeys(samples))
 
 
 def _read_checkpoint_steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
-    names = (re.fullmatch(r"[A-Za-z_-]*(\d+)", entry.name) for entry in directory.iterdir() if entry.is_dir())
+    names = (re.fullmatch(r"step_(\d+)", entry.name) for entry in directory.iterdir() if entry.is_dir())
     return sorted(int(name[1]) for name in names if name)

@@ -36,7 +36,7 @@ def tick_text(value: float, step: float) -> str:
     if value == 0:
         return "0"
     if step < 1e-3 and abs(value) < 1e-2:
-        return _exponent(value, 1)
+        return _exponent(value, 1 + math.floor(math.log10(abs(value)) + 1e-9) - math.floor(math.log10(step) + 1e-9))
     for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit and (unit > 1e3 or abs(value) >= 1e4):
             return f"{value / unit:.{_decimals(step / unit)}f}{suffix}"
@@ -44,7 +44,10 @@ def tick_text(value: float, step: float) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A value to `digits` significant digits: 7.312, 0.9961, 19,200, 2.00e-4; "not finite" for NaN and infinities."""
+    """A value to `digits` significant digits: 7.312, 19,200, 2.13e-5; "not finite" for NaN and infinities.
+
+    Trailing zeros stay only where digits beyond them were rounded away: 12.998 is 13.00, and 0.07 is 0.07.
+    """
     if value is None:
         return "\N{EN DASH}"
     if not math.isfinite(value):
@@ -54,9 +57,9 @@ def number(value: float | None, digits: int = 4) -> str:
     if abs(value) < 1e-3:
         return _exponent(value, digits - 1)
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    if float(value).is_integer() and abs(value) >= 10:
-        decimals = 0
-    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value:,.{decimals}f}"
+    is_exact = math.isclose(float(text.replace(",", "")), value, rel_tol=1e-9)
+    return (_trimmed(text) if is_exact else text).replace("-", "\N{MINUS SIGN}")
 
 
 def percent(share: float | None, decimals: int = 1) -> str:
@@ -80,4 +83,8 @@ def _decimals(step: float) -> int:
 
 def _exponent(value: float, digits: int) -> str:
     mantissa, exponent = f"{value:.{max(digits - 1, 0)}e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
+    return f"{_trimmed(mantissa)}e{int(exponent)}"
+
+
+def _trimmed(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text

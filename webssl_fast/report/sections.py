@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from webssl_fast.report import scales
 from webssl_fast.report.curves import Chart, Line
-from webssl_fast.report.run_files import Run, Series
+from webssl_fast.report.run_files import Run
 
 LOSS_PARTS = {
     "dino_global": "DINO, global crops",
@@ -30,10 +30,11 @@ SPEED = {
     "samples_per_second": ("Throughput", "images/s"),
     "data_wait_share": ("Waiting for data", "of the time"),
     "mfu": ("Use of the peak FLOP/s", ""),
-    "memory_gib": ("Peak memory", "GiB"),
+    "memory_peak_rss_gib": ("Peak memory", "GiB, this process"),
+    "memory_peak_cuda_gib": ("Peak GPU memory", "GiB, allocated"),
 }
 SHARES = {"data_wait_share", "mfu"}
-COUNTERS = {"samples_seen", "epoch", "bad_samples", "skipped_steps", "num_parameters", "loss"}  # told in words
+COUNTERS = {"samples_seen", "epoch", "bad_samples", "skipped_steps"}  # told in words
 GRAD_NORM = "grad_norm/"
 EVALUATION = "eval/"
 EVALUATION_NAMES = {"knn": "k-NN"}
@@ -62,6 +63,18 @@ class ScoreRow:
     best: float
     best_step: int
     is_share: bool
+
+    def text(self, value: float) -> str:
+        return scales.percent(value) if self.is_share else scales.number(value)
+
+    @property
+    def change(self) -> str:
+        """From first to last, in percentage points for a share; a dash where there was one evaluation."""
+        if self.last_step == self.first_step:
+            return scales.number(None)
+        difference = self.last - self.first
+        text = f"{100 * difference:.1f}" if self.is_share else scales.number(difference)
+        return ("+" if difference >= 0 else "") + text.replace("-", "\N{MINUS SIGN}")
 
 
 def loss_chart(run: Run) -> Chart:
@@ -176,14 +189,14 @@ def _grad_norms(run: Run) -> list[Chart]:
         series = run.get(key)
         line = Line(key, series.steps, series.values, float(limit) if limit else None, "clip at")
         note = f"clipped at {scales.number(float(limit))}" if limit else ""
-        charts.append(Chart(key.removeprefix(GRAD_NORM), [line], last_step=run.last_step, note=note))
+        charts.append(Chart(key.removeprefix(GRAD_NORM), [line], may_be_log=True, last_step=run.last_step, note=note))
     return charts
 
 
 def _chart(run: Run, key: str, title: str, unit: str = "", percent: bool = False, from_zero: bool = False) -> Chart:
-    series: Series = run.get(key)
+    series = run.get(key)
     line = Line(key, series.steps, series.values)
-    return Chart(title, [line], unit, percent, from_zero, run.last_step)
+    return Chart(title, [line], unit, percent, from_zero, last_step=run.last_step)
 
 
 def images_seen(run: Run) -> float:

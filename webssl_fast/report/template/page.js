@@ -3,7 +3,7 @@ for (const figure of document.querySelectorAll("figure[data-lines]")) {
   const { percent, lines } = JSON.parse(figure.dataset.lines);
   const readout = figure.querySelector(".readout");
   const summary = readout.textContent;
-  const text = (v) => (v === null ? "not finite" : percent ? `${(100 * v).toFixed(1)} %` : String(+v.toPrecision(4)));
+  const text = (v) => (v === null ? "not finite" : percent ? `${(100 * v).toFixed(1)} %` : v && Math.abs(v) < 1e-3 ? v.toExponential(2) : String(+v.toPrecision(4)));
   const nearest = (steps, step) =>
     steps.reduce((best, s, i) => (Math.abs(s - step) < Math.abs(steps[best] - step) ? i : best), 0);
 
