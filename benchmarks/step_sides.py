@@ -64,10 +64,13 @@ class StepCase:
         ]
         positions = np.arange(B)
         batch = Batch(positions, positions, crops, torch.full((B,), -1))
-        with torch.device("meta"):  # the draws need the method's settings, not its weights
-            method = self.method()
-        method.prepare(batch)
+        self.method_without_weights().prepare(batch)
         return batch
+
+    def method_without_weights(self) -> DinoV2:
+        """For its draws and schedules."""
+        with torch.device("meta"):
+            return self.method()
 
 
 class Side(Protocol):
@@ -127,6 +130,7 @@ class PlainSide:
             patch_size_px=size.patch_size,
             drop_path_rate=case.drop_path_rate,
             num_prototypes=case.num_prototypes,
+            teacher_temperature=case.method_without_weights().schedule_values(STEP)["teacher_temperature"],
         )
         self.plain = PlainDinoV2(config, case.precision, case.seed)
         global_crops, local_crops = (crops.flatten(0, 1) for crops in batch.crops)
