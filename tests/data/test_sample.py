@@ -20,11 +20,11 @@ def fingerprint(root):
 
 @needs_photographs
 def test_data_set_is_complete(tmp_path):
-    assert sample.make_sample_data(tmp_path) == {"train": 2040, "test": 680}
+    assert sample.make_sample_data(tmp_path) == {"train": 1920, "test": 640}
     train = Index.open(str(tmp_path / "train"))
     test = Index.open(str(tmp_path / "test"), class_names=train.class_names)
-    assert len(train.class_names) == 17
-    assert np.bincount(train.labels).tolist() == [120] * 17 and np.bincount(test.labels).tolist() == [40] * 17
+    assert len(train.class_names) == 16
+    assert np.bincount(train.labels).tolist() == [120] * 16 and np.bincount(test.labels).tolist() == [40] * 16
     readme = (tmp_path / "README").read_text()
     assert all(f"{p.package}/{p.path}: {p.credit}" in readme for p in sample.PHOTOGRAPHS)
 
