@@ -26,9 +26,10 @@ class ApexAdamW(torch.optim.Optimizer):
         fused_adam = _import_fused_adam()
         if device.type != "cuda":
             raise RuntimeError(f"NVIDIA Apex runs on GPUs only, and this run's device is {device}; {_HOW_TO_GET_IT}")
-        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
         # capturable: its kernels take the skip flag, the learning rate and the step count from the device.
-        self._inner = fused_adam(groups, lr=0.0, betas=betas, eps=eps, adam_w_mode=True, capturable=True)
+        inner_groups = [{"params": list(group["params"])} for group in groups]
+        self._inner = fused_adam(inner_groups, lr=0.0, betas=betas, eps=eps, adam_w_mode=True, capturable=True)
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
         self._inner.state = self.state
         self.found_inf: Tensor | None = None
 

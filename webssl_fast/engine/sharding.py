@@ -43,9 +43,11 @@ def shard(method: Method, distributed: Distributed, precision: str) -> None:
     # A GPU gathers weights as bf16, which halves the traffic. A CPU run gathers them as fp32 and autocast rounds them
     # where they are used: it then computes what a single process computes, to the rounding of the gradients' sum.
     half = precision == "bf16" and distributed.device.type == "cuda"
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else None
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     for unit in method.shard_units():
-        fully_shard(unit, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
+        # Left to itself, an outermost module stays whole after its forward and is sharded again by its backward; a
+        # teacher has none, and the EMA would then update shards that nobody reads.
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     whole = [name for name, p in method.named_parameters() if not isinstance(p, DTensor)]
     if whole:
         raise ValueError(f"parameters outside every module of {method.name}.shard_units(): {', '.join(whole[:5])}")

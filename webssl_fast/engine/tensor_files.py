@@ -37,11 +37,11 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], distributed: Dist
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.save(dict(tensors), storage_writer=writer, no_dist=single)
+            packed = {name: tensor.contiguous() for name, tensor in tensors.items()}  # safetensors takes no other
+            dcp.save(packed, storage_writer=writer, no_dist=single)
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
-        first = next((cause for cause in causes if isinstance(cause, OSError)), causes[0])
-        raise (first if isinstance(first, OSError) else OSError(str(first))) from error
+        raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from error
 
 
 def files_of_rank(folder: Path, rank: int) -> list[Path]:
