@@ -51,8 +51,8 @@ install build: $(VENV)/.installed
 # Your own folder of images trains as it is; k-NN needs labels, so it runs where the folder has train/<class>/ and test/<class>/.
 LABELLED := $(and $(wildcard $(IMAGES)/train/*/),$(wildcard $(IMAGES)/test/*/))
 EVALUATED := $(if $(IMAGES),$(LABELLED),sample_data)
-OVERRIDES := output_dir=$(RUN) $(if $(IMAGES),data.source=$(IMAGES)$(if $(LABELLED),/train) \
-  eval.knn.train_source=$(if $(LABELLED),$(IMAGES)/train) eval.knn.test_source=$(if $(LABELLED),$(IMAGES)/test))
+OVERRIDES := output_dir=$(RUN) $(if $(IMAGES),'data.source=$(IMAGES)$(if $(LABELLED),/train)' \
+  'eval.knn.train_source=$(if $(LABELLED),$(IMAGES)/train)' 'eval.knn.test_source=$(if $(LABELLED),$(IMAGES)/test)')
 
 sample_data/.complete: webssl_fast/data/sample.py $(VENV)/.installed
 	$(BIN)/python -m webssl_fast.data.sample --output sample_data

@@ -21,7 +21,7 @@ from benchmarks.step_sides import SIDES, StepCase
 
 # First match wins: a scope set by the code under profile, or a part of an operator's name.
 KINDS_BY_NAME = {
-    "sinkhorn_knopp": "sinkhorn",
+    "sinkhorn": "sinkhorn",
     "prototype_cross_entropy": "cross_entropy",
     "scaled_dot_product": "attention",
     "webssl::attention": "attention",
