@@ -1,0 +1,32 @@
+// exp in fp32, written so that compilers vectorise it: libm's expf is a call per element.
+#pragma once
+
+#include "core/bits.h"
+#include "core/host_device.h"
+
+namespace webssl {
+
+// Relative error at most 1.1e-7 on [-87, 88]. The argument is clamped to that range, so that results are normal
+// numbers: at least 1.6e-38 (in place of 0) and at most 1.7e38. NaN stays NaN.
+//
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2 (Cody and Waite: ln 2 in two parts keeps r exact);
+// exp(r) = 1 + r + r^2 P(r) with P of degree 4, relative minimax error 3e-9 before rounding.
+WEBSSL_HD float exp_f32(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the sum.
+  const float shifted = x * 0x1.715476p+0f + 0x1.8p+23f;
+  const float n = shifted - 0x1.8p+23f;
+  float r = x - n * 0x1.62e4p-1f;
+  r = r - n * 0x1.7f7d1cp-20f;
+  float p = 0x1.6a23dp-10f;
+  p = p * r + 0x1.123a2p-7f;
+  p = p * r + 0x1.5558f2p-5f;
+  p = p * r + 0x1.555492p-3f;
+  p = p * r + 0x1.fffffcp-2f;
+  p = p * (r * r) + r;
+  p = p + 1.0f;
+  return float_from_bits(bits_from_float(p) + (bits_from_float(shifted) << 23));
+}
+
+}  // namespace webssl
