@@ -297,7 +297,9 @@ class PlainDinoV2:
         cls_RD, patch_RND = self.teacher.backbone(global_crops)
         # Each global crop of the student is compared with the other one of the teacher.
         swapped_RD = torch.cat(cls_RD.chunk(2)[::-1])
-        dino = sinkhorn_knopp(self.teacher.dino_head(swapped_RD), config.teacher_temperature, config.sinkhorn_iterations)
+        dino = sinkhorn_knopp(
+            self.teacher.dino_head(swapped_RD), config.teacher_temperature, config.sinkhorn_iterations
+        )
         ibot_logits_MK = self.teacher.ibot_head(patch_RND.flatten(0, 1)[masked_M])
         ibot = sinkhorn_knopp(ibot_logits_MK, config.teacher_temperature, config.sinkhorn_iterations)
         return dino, ibot

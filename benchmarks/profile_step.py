@@ -3,7 +3,7 @@
     python -m benchmarks.profile_step --side plain_dinov2 --precision bf16 --threads 2
 
 Prints one JSON line: milliseconds of one step by kind. Times are the operators' own times under torch.profiler,
-so that they add up to the step. K is the number of prototypes.
+so that they add up to the step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.provenance import cpu_provenance
 from benchmarks.step_sides import SIDES, StepCase
 
 # First match wins: a scope set by the code under profile, or a part of an operator's name.
@@ -28,7 +29,6 @@ KINDS_BY_NAME = {
     "weight_norm": "weight_norm",
     "adamw": "optimizer",
     "clip_grad": "gradient_clipping",
-    "ema": "ema",
     "foreach_norm": "gradient_clipping",
     "lerp": "ema",
     "layer_norm": "layer_norm",
@@ -88,7 +88,7 @@ def main() -> None:
     case = StepCase(num_images=arguments.batch, precision=arguments.precision)
     side = SIDES[arguments.side](case, case.batch())
     times_ms = profile_step(side.step, case.num_prototypes, arguments.repeats)
-    print(json.dumps({"case": "train_step_profile", **vars(arguments), "ms_by_kind": times_ms}))
+    print(json.dumps({"case": "train_step_profile", **vars(arguments), "ms_by_kind": times_ms, **cpu_provenance()}))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def main() -> int:
     for op in cuda_ops(ROOT):
         before = source_hash(op, ROOT)
         test = ROOT / "tests" / "ops" / f"test_{op}.py"
-        status = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", str(test)], cwd=ROOT, check=False).returncode
+        status = subprocess.run(
+            [sys.executable, "-m", "pytest", "-m", "gpu", str(test)], cwd=ROOT, check=False
+        ).returncode
         if status == 0:
             evidence[op] = Evidence(before, torch.cuda.get_device_name(), date.today().isoformat(), torch.__version__)
             print(f"{op}: verified")

@@ -44,7 +44,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def train_step() -> str:
     lines = result_lines("train_step", ("preset", "num_images", "precision", "threads", "cpu", "num_prototypes"))
     if not lines:
-        return "No result line yet: `python -m benchmarks.bench_step >> benchmarks/results/train_step.jsonl` makes one.\n"
+        return "No result line yet: `python -m benchmarks.bench_step` prints one for benchmarks/results/.\n"
     rows = [
         [
             f"{line['preset']}, {line['num_images']} images, {line['precision']}",
@@ -59,6 +59,19 @@ def train_step() -> str:
     ]
     header = ["training step", "processor", "webssl_fast", "plain PyTorch", "speed-up", "peak memory", "measured"]
     return markdown(header, rows)
+
+
+def train_step_profile() -> str:
+    lines = result_lines("train_step_profile", ("side", "precision", "threads", "batch", "cpu"))
+    if not lines:
+        return "No result line yet: `python -m benchmarks.profile_step` prints one for benchmarks/results/.\n"
+    kinds = sorted({kind for line in lines for kind in line["ms_by_kind"]}, key=lambda kind: _most(kind, lines))
+    rows = [[kind.replace("_", " "), *(f"{line['ms_by_kind'].get(kind, 0):,.0f}" for line in lines)] for kind in kinds]
+    return markdown(["ms of a step", *(f"{line['side']}, {line['precision']}" for line in lines)], rows)
+
+
+def _most(kind: str, lines: list[Line]) -> float:
+    return -max(line["ms_by_kind"].get(kind, 0) for line in lines)
 
 
 def gpu_kernels() -> str:
@@ -76,7 +89,11 @@ def gpu_kernels() -> str:
     return markdown(["CUDA kernel", "state", "GPU", "last passed"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"train_step": train_step, "gpu_kernels": gpu_kernels}
+TABLES: dict[str, Callable[[], str]] = {
+    "train_step": train_step,
+    "train_step_profile": train_step_profile,
+    "gpu_kernels": gpu_kernels,
+}
 
 
 def rewritten(text: str) -> str:
@@ -90,7 +107,9 @@ def documents() -> list[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Writes the tables of README and docs from result lines.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 where a table is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit status 1 where a table is out of date"
+    )
     check = parser.parse_args().check
     outdated = [path for path in documents() if rewritten(path.read_text()) != path.read_text()]
     for path in outdated:

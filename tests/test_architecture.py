@@ -63,7 +63,14 @@ EXEMPT_CONTRACT = {
     "webssl_fast/ops/attention.py: register_autograd": "torch's SDPA brings its own",
     "tests/ops/test_attention.py: opcheck": "no operator of its own yet",
 }
-TEST_NAMES = ("matches_reference", "gradients_match_reference", "opcheck", "compiles_fullgraph", "rejects_", "is_deterministic")
+TEST_NAMES = (
+    "matches_reference",
+    "gradients_match_reference",
+    "opcheck",
+    "compiles_fullgraph",
+    "rejects_",
+    "is_deterministic",
+)
 
 EXEMPT_CONFIG_FIELDS: dict[str, str] = {}
 
@@ -72,7 +79,9 @@ EXEMPT_CONFIG_FIELDS: dict[str, str] = {}
 def tracked_files() -> tuple[Path, ...]:
     """Files of the repository (in an unpacked archive: of the folder), without what is built or run."""
     listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"], capture_output=True, text=True
+        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
     )
     if listed.returncode == 0:
         return tuple(path for name in listed.stdout.splitlines() if (path := ROOT / name).is_file())
@@ -276,7 +285,9 @@ def test_every_setting_is_read():
 
 
 GPU = re.compile(r"\b(H100|H200|A100|B200|L40S?|RTX ?\d+|V100|GPUs?)\b")
-FIGURE = re.compile(r"\d[\d.,]*\s*(ms\b|µs|us\b|img/s|images/s|samples/s|TFLOP|GB/s|TB/s|[x×]\b|times (as )?fast|% ?(MFU|of peak))")
+FIGURE = re.compile(
+    r"\d[\d.,]*\s*(ms\b|µs|us\b|img/s|images/s|samples/s|TFLOP|GB/s|TB/s|[x×]\b|times (as )?fast|% ?(MFU|of peak))"
+)
 GENERATED = re.compile(r"<!-- table: \w+ -->.*?<!-- /table -->", re.DOTALL)
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from webssl_fast.cli import build_parser
-from webssl_fast.config.load import load_config
+from webssl_fast.config.load import ConfigError, load_config
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -36,6 +36,10 @@ def commands_of(path: Path) -> list[str]:
 
 
 def check_webssl(arguments: list[str]) -> None:
+    if len(arguments) == 1:  # a command spoken of, not run
+        with pytest.raises(SystemExit, match="0"):
+            build_parser().parse_args([*arguments, "--help"])
+        return
     parsed = build_parser().parse_args(arguments)
     if hasattr(parsed, "config"):
         load_config(ROOT / parsed.config, parsed.overrides)
@@ -82,8 +86,10 @@ def test_config_loads_and_opens_with_its_command(config: Path):
 
 
 def test_a_command_that_does_not_exist_is_found():
-    with pytest.raises(SystemExit):
-        check_webssl(["trian", "configs/quickstart.yaml"])
+    with pytest.raises(SystemExit, match="2"):
+        check_webssl(["trian", "configs/smoke/dinov2.yaml"])
+    with pytest.raises(ConfigError, match="num_steps"):
+        check_webssl(["train", "configs/smoke/dinov2.yaml", "train.num_step=1"])
     with pytest.raises(AssertionError, match="No rule"):
         check_make(["no-such-target"])
     with pytest.raises(AssertionError, match="knows no"):
