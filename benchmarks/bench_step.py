@@ -5,8 +5,8 @@
 Prints one JSON line a case. Before timing, both sides compute the objective from the same weights with drop-path 0, and
 every term and gradient norm must agree. Each side then lives in a process of its own and takes a step when told to, in
 turn: in one process the two would share an allocator and a peak, and in two runs the machine may not be the same twice.
-The waiting side sleeps on a pipe. `cpu_ms_per_step` is the processor time of all threads, which says more than the clock
-where other programs run beside. Everything random is drawn from one seed.
+The waiting side sleeps on a pipe. `cpu_ms_per_step` is the processor time of all threads, which says more than the
+clock where other programs run beside. Everything random is drawn from one seed.
 """
 
 from __future__ import annotations

@@ -47,13 +47,13 @@ def kind_of(event: FunctionEvent, num_prototypes: int) -> str:
             if part in name:
                 return kind
         ancestor = ancestor.cpu_parent
-    shapes = [shape for shape in event.input_shapes or [] if isinstance(shape, list)]
+    shapes: list[list[int]] = [shape for shape in event.input_shapes or [] if isinstance(shape, list)]
     wide = any(num_prototypes in shape for shape in shapes)
     if event.name in GEMMS:
         return "gemm_prototypes" if wide else "gemm_backbone_and_heads"
     if wide:
-        two_prototype_matrices = any(len(s) == 2 and min(s) in (256, 384) for s in shapes)
-        return "weights_of_prototypes" if two_prototype_matrices else "cross_entropy"
+        # A matrix of weights has K rows, one of logits K columns.
+        return "weights_of_prototypes" if any(s[:1] == [num_prototypes] for s in shapes) else "cross_entropy"
     return "casts_and_copies" if event.name in ("aten::copy_", "aten::cat") else "other_elementwise"
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def cpu_provenance() -> dict[str, Any]:
-    """device, cpu, cores, torch, commit (with -dirty where the checkout differs from it) and date of a CPU measurement."""
+    """device, cpu, cores, torch, commit (-dirty where the checkout differs from it) and date of a CPU measurement."""
     return {
         "device": "cpu",
         "cpu": _cpu_name(),

@@ -1,7 +1,7 @@
 """Runs every op's GPU tests and writes down which sources passed, on which GPU: `make gpu-check`.
 
-An op's evidence is replaced when its tests pass, and removed when they fail; an op without a GPU test gets none. The exit
-status is 1 where a test failed or an op with CUDA sources has no test.
+An op's evidence is replaced when its tests pass, and removed when they fail; an op without a GPU test gets none. The
+exit status is 1 where a test failed or an op with CUDA sources has no test.
 """
 
 from __future__ import annotations

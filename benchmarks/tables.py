@@ -3,8 +3,8 @@
     python -m benchmarks.tables            rewrites what stands between `<!-- table: NAME -->` and `<!-- /table -->`
     python -m benchmarks.tables --check    only says what is out of date (exit status 1)
 
-Result lines are what the benchmarks print, kept in benchmarks/results/*.jsonl; of several lines about one case, the last
-one in its file counts.
+Result lines are what the benchmarks print, kept in benchmarks/results/*.jsonl; of several lines about one case, the
+last one in its file counts.
 """
 
 from __future__ import annotations

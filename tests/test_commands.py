@@ -24,7 +24,7 @@ PROGRAMS = ("webssl", "make", "python", "torchrun")
 
 
 def commands_of(path: Path) -> list[str]:
-    """Lines of a document's shell blocks, and its inline code, that start one of our programs; of a config its header."""
+    """Lines that start one of our programs: in a document's shell blocks and inline code, in a config's header."""
     text = path.read_text()
     if path.suffix == ".yaml":
         lines = [line[1:] for line in text.splitlines() if line.startswith("#")]

@@ -50,7 +50,7 @@ def cuda_ops(root: Path = SOURCE_ROOT) -> list[str]:
 
 
 def source_hash(op: str, root: Path = SOURCE_ROOT) -> str:
-    """SHA-256 over the names and contents of csrc/<op>/ and csrc/core/. FileNotFoundError where the op has no folder."""
+    """SHA-256 over names and contents of csrc/<op>/ and csrc/core/. FileNotFoundError where the op has no folder."""
     folder = root / "csrc" / op
     if not folder.is_dir():
         raise FileNotFoundError(f"no kernel sources at {folder}")
