@@ -183,9 +183,7 @@ def test_opcheck(dtypes):
         torch.library.opcheck(
             torch.ops.webssl.prototype_cross_entropy, (leaf, *others, *TEMPERATURES.values(), with_gradient)
         )
-    torch.library.opcheck(
-        torch.ops.webssl.prototype_cross_entropy_backward, (student.clone(), torch.tensor(2.0))
-    )
+    torch.library.opcheck(torch.ops.webssl.prototype_cross_entropy_backward, (student.clone(), torch.tensor(2.0)))
 
 
 def test_compiles_fullgraph():

@@ -141,9 +141,7 @@ def test_opcheck(dtype):
     for mask in (None, torch.arange(9) % 2 == 0):
         torch.library.opcheck(torch.ops.webssl.sinkhorn_column_pass, (logits, 0.05, mask))
         for with_column_sums in (False, True):
-            torch.library.opcheck(
-                torch.ops.webssl.sinkhorn_row_pass, (logits, 0.05, potential, mask, with_column_sums)
-            )
+            torch.library.opcheck(torch.ops.webssl.sinkhorn_row_pass, (logits, 0.05, potential, mask, with_column_sums))
 
 
 def test_compiles_fullgraph():
@@ -190,23 +188,25 @@ def test_rejects_a_center_of_another_size():
         softmax_potentials(torch.zeros(3, 4), 0.05, torch.zeros(5))
 
 
-def _rank(rank, split, path, results):
+SPLITS = [(20, 30), (0, 50)]  # rows of each rank
+
+
+def _rank(rank, path, results):
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    logits = random_logits(50, 300, row_spread=0.5).split(split)[rank]
-    ours = sinkhorn_knopp(logits, 0.05)
-    reference = sinkhorn_knopp_reference(logits, 0.05)
-    results[rank] = (*ours, *reference)
+    for split in SPLITS:
+        logits = random_logits(50, 300, row_spread=0.5).split(split)[rank]
+        results[rank, split] = (sinkhorn_knopp(logits, 0.05), sinkhorn_knopp_reference(logits, 0.05))
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("split", [(20, 30), (0, 50)])
-def test_two_processes_match_one(split, tmp_path):
+def test_two_processes_match_one(tmp_path):
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, args=(split, tmp_path / "rendezvous", results), nprocs=2)
-        ranks = [results[0], results[1]]
+        mp.spawn(_rank, args=(tmp_path / "rendezvous", results), nprocs=2)
+        results = dict(results)
     row, prototype = sinkhorn_knopp(random_logits(50, 300, row_spread=0.5), 0.05)
-    for offset in (0, 2):  # ours, reference
-        torch.testing.assert_close(torch.cat([r[offset] for r in ranks]), row, rtol=1e-5, atol=2e-5)
-        for r in ranks:
-            torch.testing.assert_close(r[offset + 1], prototype, rtol=1e-5, atol=2e-5)
+    for split in SPLITS:
+        for ranks in zip(results[0, split], results[1, split], strict=True):  # ours, then the reference
+            torch.testing.assert_close(torch.cat([r for r, _ in ranks]), row, rtol=1e-5, atol=2e-5)
+            for _, rank_prototype in ranks:
+                torch.testing.assert_close(rank_prototype, prototype, rtol=1e-5, atol=2e-5)

@@ -1,7 +1,7 @@
 """Self-attention over packed groups of equally long sequences, softmax(q k^T / sqrt(d)) v without a mask.
 
-Vaswani et al., "Attention Is All You Need", 2017, equation 1. The crops of a batch travel as one token matrix; a group is
-a run of sequences of one length (the global crops, the local crops), and tokens attend within their own sequence.
+Vaswani et al., "Attention Is All You Need", 2017, equation 1. The crops of a batch travel as one token matrix; a group
+is a run of sequences of one length (the global crops, the local crops), and tokens attend within their own sequence.
 
 Dimensions: T packed tokens, N tokens of a sequence, H heads, d head width, D = H d.
 """
@@ -20,8 +20,8 @@ Groups = tuple[tuple[int, int], ...]
 def attention(qkv_T3Hd: Tensor, groups: Groups) -> Tensor:
     """Attention outputs [T, H d], in the dtype and on the device of `qkv_T3Hd`; differentiable.
 
-    Each group is one call of torch's scaled_dot_product_attention on strided views: nothing is copied on the way in, and
-    the groups' outputs are joined once.
+    Each group is one call of torch's scaled_dot_product_attention on strided views: nothing is copied on the way in,
+    and the groups' outputs are joined once.
 
     Args:
         qkv_T3Hd: queries, keys and values of each token, any floating dtype, as the qkv projection writes them.
@@ -34,7 +34,9 @@ def attention(qkv_T3Hd: Tensor, groups: Groups) -> Tensor:
     if _library.reference_forced():
         return attention_reference(qkv_T3Hd, groups)
     outputs = []
-    for qkv_TD, (num_sequences, length) in zip(qkv_T3Hd.split([n * length for n, length in groups]), groups, strict=True):
+    for qkv_TD, (num_sequences, length) in zip(
+        qkv_T3Hd.split([n * length for n, length in groups]), groups, strict=True
+    ):
         # unbind, not indexing: its backward writes the three gradients into one buffer.
         q, k, v = qkv_TD.unflatten(0, (num_sequences, length)).transpose(1, 3).unbind(2)
         out = F.scaled_dot_product_attention(q, k, v)

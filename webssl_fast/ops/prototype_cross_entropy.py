@@ -84,7 +84,9 @@ def _check(
 ) -> None:
     for name, logits in (("student_logits_SK", student_logits_SK), ("teacher_logits_RK", teacher_logits_RK)):
         if logits.ndim != 2 or logits.shape[1] == 0:
-            raise ValueError(f"{name} has shape {tuple(logits.shape)}; it needs (rows, prototypes), at least 1 prototype")
+            raise ValueError(
+                f"{name} has shape {tuple(logits.shape)}; it needs (rows, prototypes), at least 1 prototype"
+            )
         if logits.dtype not in (torch.float32, torch.bfloat16):
             raise TypeError(f"{name} is {logits.dtype}; it must be float32 or bfloat16")
     num_students, num_prototypes = student_logits_SK.shape
@@ -248,7 +250,9 @@ def _backward(ctx, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ..
 
 
 torch.library.register_fake("webssl::prototype_cross_entropy", _forward_fake, lib=_library.LIBRARY)
-torch.library.register_fake("webssl::prototype_cross_entropy_backward", lambda grad_SK, grad_loss: None, lib=_library.LIBRARY)
+torch.library.register_fake(
+    "webssl::prototype_cross_entropy_backward", lambda grad_SK, grad_loss: None, lib=_library.LIBRARY
+)
 _library.LIBRARY.impl("prototype_cross_entropy", _forward_cpu, "CPU")
 _library.LIBRARY.impl("prototype_cross_entropy_backward", _backward_cpu, "CPU")
 torch.library.register_autograd(
