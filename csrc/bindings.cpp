@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "core/build_info.h"
+#include "multi_crop/multi_crop.h"
 #include "prototype_cross_entropy/prototype_cross_entropy.h"
 #include "sinkhorn_knopp/sinkhorn_knopp.h"
 
@@ -11,6 +12,8 @@ using release_gil = py::call_guard<py::gil_scoped_release>;
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of webssl_fast on raw pointers; use webssl_fast.ops.";
   m.def("cuda_architectures", &webssl::cuda_architectures, "GPU architectures compiled in; empty for a CPU build.");
+  m.def("multi_crop_cpu", &webssl::multi_crop::multi_crop_cpu_at, release_gil());
+  m.def("draw_crop_parameters", &webssl::multi_crop::draw_crop_parameters_at, release_gil());
   m.def("sinkhorn_num_row_partitions", &webssl::sinkhorn_knopp::num_row_partitions);
   m.def("sinkhorn_column_pass_cpu", &webssl::sinkhorn_knopp::column_pass_cpu, release_gil());
   m.def("sinkhorn_row_pass_cpu", &webssl::sinkhorn_knopp::row_pass_cpu, release_gil());

@@ -60,7 +60,7 @@ class Batch:
         return len(self.positions)
 
     def to(self, device: torch.device) -> Batch:
-        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
+        move = lambda t: t.to(device, non_blocking=True)
         return Batch(
             self.positions,
             self.sample_ids,

@@ -1,0 +1,22 @@
+"""Pre-training methods by the name that a config gives them."""
+
+from __future__ import annotations
+
+from webssl_fast.config.schema import RunConfig
+from webssl_fast.methods.base import Method
+from webssl_fast.methods.dinov2 import DinoV2
+
+METHODS = {"dinov2": DinoV2}
+
+
+def build_method(config: RunConfig) -> Method:
+    """The method of a resolved config; its parameters are not initialised. ValueError where its settings do not fit."""
+    assert config.train.group_size is not None, "resolve the config first"
+    return METHODS[config.method.name](
+        config.method,
+        config.model,
+        config.optim,
+        num_steps=config.train.num_steps,
+        group_size=config.train.group_size,
+        seed=config.seed,
+    )

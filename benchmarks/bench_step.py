@@ -1,0 +1,218 @@
+"""Time and peak memory of one training step: webssl_fast against plain eager PyTorch, interleaved in one run.
+
+    python -m benchmarks.bench_step --preset vit_small_patch14 --batch 8 --threads 2 [--precision bf16] [--repeats 10]
+
+Prints one JSON line a case. Before timing, both sides compute the objective from the same weights with drop-path 0, and
+every term and gradient norm must agree. Each side then lives in a process of its own and takes a step when told to, in
+turn: in one process the two would share an allocator and a peak, and in two runs the machine may not be the same twice.
+The waiting side sleeps on a pipe. `cpu_ms_per_step` is the processor time of all threads, which says more than the clock
+where other programs run beside. Everything random is drawn from one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# fp32: the two sum in different orders. bf16: logits are rounded to 8 bits, and a nearest neighbour (KoLeo) may change.
+TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
+ROOT = Path(__file__).parent.parent
+
+
+# ---------------------------------------------------------------- worker
+
+
+def work(side_name: str, case_json: str, threads: int) -> None:
+    """Takes commands from stdin, one a line: "step" and "quit". Answers each with a JSON line."""
+    import torch
+
+    from benchmarks.step_sides import SIDES, StepCase
+
+    torch.set_num_threads(threads)
+    case = StepCase(**json.loads(case_json))
+    side = SIDES[side_name](case, case.batch())
+    print(json.dumps({"ready": True}), flush=True)
+    for command in sys.stdin:
+        if command.strip() == "quit":
+            peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            print(json.dumps({"peak_rss_mb": round(peak_kib * 1024 / 1e6)}), flush=True)
+            return
+        started, cpu_started = time.perf_counter(), time.process_time()
+        loss = side.step()
+        answer = {
+            "ms": (time.perf_counter() - started) * 1e3,
+            "cpu_ms": (time.process_time() - cpu_started) * 1e3,
+            "loss": loss,
+        }
+        print(json.dumps(answer), flush=True)
+
+
+def compare(case_json: str, threads: int) -> None:
+    """Prints the largest relative difference between the two sides' terms and gradient norms, and where it is."""
+    from dataclasses import replace
+
+    import torch
+
+    from benchmarks.step_sides import PlainSide, StepCase, WebsslSide
+
+    torch.set_num_threads(threads)
+    case = replace(StepCase(**json.loads(case_json)), drop_path_rate=0.0)
+    batch = case.batch()
+    ours, plain = WebsslSide(case, batch), PlainSide(case, batch)
+    plain.load_student_weights(ours.student_weights())
+    our_terms, plain_terms = ours.terms(), plain.terms()
+    if our_terms.keys() != plain_terms.keys():
+        raise ValueError(f"the sides report different terms: {sorted(our_terms)} and {sorted(plain_terms)}")
+    differences = {name: abs(our_terms[name] / plain_terms[name] - 1) for name in plain_terms}
+    worst = max(differences, key=lambda name: differences[name])
+    print(json.dumps({"term": worst, "difference": differences[worst], "ours": our_terms, "plain": plain_terms}))
+
+
+# ---------------------------------------------------------------- driver
+
+
+class Worker:
+    def __init__(self, side: str, case_json: str, threads: int) -> None:
+        self.process = subprocess.Popen(
+            _command("work", side, case_json, str(threads)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_environment(threads),
+            cwd=ROOT,
+        )
+        self.steps: list[dict[str, float]] = []
+        self._answer()
+
+    def step(self) -> None:
+        self.steps.append(self._ask("step"))
+
+    def quit(self) -> dict[str, float]:
+        answer = self._ask("quit")
+        self.process.wait()
+        return answer
+
+    def _ask(self, command: str) -> dict[str, float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a side of the comparison died with exit status {self.process.wait()}; see above")
+        return json.loads(line)
+
+
+def run_case(case: dict[str, Any], threads: int, repeats: int) -> dict[str, Any]:
+    """The result line of one case. Raises SystemExit where the two sides disagree."""
+    case_json = json.dumps(case)
+    compared = json.loads(
+        subprocess.run(
+            _command("compare", case_json, str(threads)),
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_environment(threads),
+            cwd=ROOT,
+        ).stdout
+    )
+    tolerance = TOLERANCE[case["precision"]]
+    if not compared["difference"] <= tolerance:
+        raise SystemExit(f"the two sides disagree by more than {tolerance}, so nothing was timed: {json.dumps(compared)}")
+
+    workers = {side: Worker(side, case_json, threads) for side in ("webssl_fast", "plain_dinov2")}
+    for _ in range(1 + repeats):  # the first step allocates, and does not count
+        for worker in workers.values():
+            worker.step()
+    line: dict[str, Any] = {"case": "train_step", **case, "threads": threads, "repeats": repeats}
+    medians: dict[tuple[str, str], float] = {}
+    peaks: dict[str, float] = {}
+    for side, worker in workers.items():
+        peaks[side] = worker.quit()["peak_rss_mb"]
+        for key in ("ms", "cpu_ms"):
+            medians[side, key] = statistics.median(step[key] for step in worker.steps[1:])
+    for side, prefix in (("webssl_fast", ""), ("plain_dinov2", "baseline_")):
+        line |= {
+            f"{prefix}ms_per_step": round(medians[side, "ms"], 1),
+            f"{prefix}cpu_ms_per_step": round(medians[side, "cpu_ms"], 1),
+            f"{prefix}peak_rss_mb": peaks[side],
+        }
+    pairs = zip(workers["webssl_fast"].steps[1:], workers["plain_dinov2"].steps[1:], strict=True)
+    ratios = sorted(baseline["ms"] / ours["ms"] for ours, baseline in pairs)
+    return line | {
+        "speedup": round(medians["plain_dinov2", "ms"] / medians["webssl_fast", "ms"], 3),
+        "speedup_least": round(ratios[0], 3),
+        "speedup_most": round(ratios[-1], 3),
+        "cpu_speedup": round(medians["plain_dinov2", "cpu_ms"] / medians["webssl_fast", "cpu_ms"], 3),
+        "peak_rss_ratio": round(peaks["webssl_fast"] / peaks["plain_dinov2"], 3),
+        "largest_difference": {"term": compared["term"], "relative": float(f"{compared['difference']:.2g}")},
+        **provenance(),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        names = [s.split(":")[1].strip() for s in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in s]
+        cpu = names[0] if names else cpu
+    date = time.strftime("%Y-%m-%d")
+    return {"device": "cpu", "cpu": cpu, "cores": os.cpu_count(), "torch": version("torch"), "commit": commit, "date": date}
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.bench_step", *arguments]
+
+
+def _environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+def main() -> None:
+    if len(sys.argv) > 1 and sys.argv[1] == "work":
+        return work(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    if len(sys.argv) > 1 and sys.argv[1] == "compare":
+        return compare(sys.argv[2], int(sys.argv[3]))
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_step",
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", default="vit_small_patch14")
+    parser.add_argument("--batch", type=int, default=8, help="images of a step")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=["bf16", "fp32"], action="append", help="give twice for both; default bf16")
+    parser.add_argument("--repeats", type=int, default=10, help="timed steps of each side")
+    parser.add_argument("--drop-path", type=float, default=0.4)
+    parser.add_argument("--prototypes", type=int, default=131072)
+    arguments = parser.parse_args()
+    for precision in arguments.precision or ["bf16"]:
+        case = {
+            "preset": arguments.preset,
+            "num_images": arguments.batch,
+            "precision": precision,
+            "drop_path_rate": arguments.drop_path,
+            "num_prototypes": arguments.prototypes,
+        }
+        print(json.dumps(run_case(case, arguments.threads, arguments.repeats)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

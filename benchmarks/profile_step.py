@@ -1,0 +1,95 @@
+"""Where the time of one training step goes, by kind of work: which op is worth a kernel of its own.
+
+    python -m benchmarks.profile_step --side plain_dinov2 --precision bf16 --threads 2
+
+Prints one JSON line: milliseconds of one step by kind. Times are the operators' own times under torch.profiler,
+so that they add up to the step. K is the number of prototypes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.step_sides import SIDES, StepCase
+
+# First match wins: a scope set by the code under profile, or a part of an operator's name.
+KINDS_BY_NAME = {
+    "sinkhorn_knopp": "sinkhorn",
+    "prototype_cross_entropy": "cross_entropy",
+    "scaled_dot_product": "attention",
+    "webssl::attention": "attention",
+    "weight_norm": "weight_norm",
+    "adamw": "optimizer",
+    "clip_grad": "gradient_clipping",
+    "ema": "ema",
+    "foreach_norm": "gradient_clipping",
+    "lerp": "ema",
+    "layer_norm": "layer_norm",
+    "silu": "swiglu",
+    "gelu": "gelu",
+    "conv": "patch_embed",
+}
+GEMMS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn_linear")
+
+
+def kind_of(event: FunctionEvent, num_prototypes: int) -> str:
+    ancestor: FunctionEvent | None = event
+    while ancestor is not None:
+        name = ancestor.name.lower()
+        for part, kind in KINDS_BY_NAME.items():
+            if part in name:
+                return kind
+        ancestor = ancestor.cpu_parent
+    shapes = [shape for shape in event.input_shapes or [] if isinstance(shape, list)]
+    wide = any(num_prototypes in shape for shape in shapes)
+    if event.name in GEMMS:
+        return "gemm_prototypes" if wide else "gemm_backbone_and_heads"
+    if wide:
+        two_prototype_matrices = any(len(s) == 2 and min(s) in (256, 384) for s in shapes)
+        return "weights_of_prototypes" if two_prototype_matrices else "cross_entropy"
+    return "casts_and_copies" if event.name in ("aten::copy_", "aten::cat") else "other_elementwise"
+
+
+def profile_step(step: Callable[[], object], num_prototypes: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of a call of `step` by kind, the least of `repeats` calls for each kind; "total" is their sum.
+
+    The least, since another process on the machine adds to whichever operator it interrupts.
+    """
+    step()
+    least_ms: dict[str, float] = {}
+    for _ in range(repeats):
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+            step()
+        times_ms: dict[str, float] = defaultdict(float)
+        for event in recorded.events():
+            times_ms[kind_of(event, num_prototypes)] += event.self_cpu_time_total / 1e3
+        for kind, ms in times_ms.items():
+            least_ms[kind] = min(ms, least_ms.get(kind, ms))
+    ordered = {kind: round(ms, 1) for kind, ms in sorted(least_ms.items(), key=lambda item: -item[1])}
+    return {"total": round(sum(least_ms.values()), 1), **ordered}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--side", choices=sorted(SIDES), default="webssl_fast")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    case = StepCase(num_images=arguments.batch, precision=arguments.precision)
+    side = SIDES[arguments.side](case, case.batch())
+    times_ms = profile_step(side.step, case.num_prototypes, arguments.repeats)
+    print(json.dumps({"case": "train_step_profile", **vars(arguments), "ms_by_kind": times_ms}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,437 @@
+// multi_crop on the CPU: one task makes one crop. Each function below that loops over pixels is compiled for every
+// x86-64 level (WEBSSL_MULTIVERSION) and written so that the compiler vectorises it.
+#include "multi_crop/multi_crop.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "core/parallel.h"
+#include "multi_crop/multi_crop_math.h"
+
+namespace webssl {
+namespace multi_crop {
+namespace {
+
+constexpr int kTapBlock = 4;          // taps are padded with zero weights to a multiple of this
+constexpr int kPixelsInCache = 2048;  // so many pixels of three float planes fit the L1 cache
+
+// Floats on a cache line, kept between crops.
+class Buffer {
+ public:
+  float* reserve(int64_t size) {
+    if (size > size_) {
+      data_.reset(static_cast<float*>(std::aligned_alloc(64, (size * sizeof(float) + 63) / 64 * 64)));
+      if (!data_) throw std::bad_alloc();
+      size_ = size;
+    }
+    return data_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { std::free(data); }
+  };
+  std::unique_ptr<float, Free> data_;
+  int64_t size_ = 0;
+};
+
+// Weights of one axis: output i reads source pixels first[i] + k with weights[i * num_taps + k].
+struct Taps {
+  int32_t num_taps = 0;
+  int32_t source_low = 0, source_high = 0;  // range of source pixels that carry weight
+  std::vector<int32_t> first, last;
+  std::vector<float> weights;
+};
+
+struct Scratch {
+  Taps rows, columns;
+  std::vector<const uint8_t*> row_pointers;
+  Buffer source_row, interleaved, planes, padded, blurred;
+};
+
+// ---------------------------------------------------------------- resampling
+
+WEBSSL_MULTIVERSION
+void fill_weights(const Axis& axis, int32_t size, const int32_t* first, const int32_t* last, int32_t num_taps,
+                  float* weights) {
+  const float step = static_cast<float>(1.0 / axis.filter_scale);
+  for (int32_t i = 0; i < size; ++i) {
+    const float offset = static_cast<float>((first[i] + 0.5 - tap_center(axis, i)) / axis.filter_scale);
+    const int32_t count = last[i] - first[i];
+    float* w = weights + static_cast<int64_t>(i) * num_taps;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int32_t k = 0; k < num_taps; ++k) {
+      w[k] = k < count ? cubic_weight(offset + step * k) : 0.0f;
+      sum += w[k];
+    }
+    const float inverse = 1.0f / sum;
+    for (int32_t k = 0; k < num_taps; ++k) w[k] *= inverse;
+  }
+}
+
+void make_taps(const Axis& axis, int32_t size, bool mirrored, Taps* taps) {
+  taps->first.resize(size);
+  taps->last.resize(size);
+  int32_t longest = 0;
+  for (int32_t i = 0; i < size; ++i) {
+    const TapRange range = tap_range(axis, tap_center(axis, i));
+    taps->first[i] = range.first;
+    taps->last[i] = range.last;
+    longest = std::max(longest, range.last - range.first);
+  }
+  taps->num_taps = (longest + kTapBlock - 1) / kTapBlock * kTapBlock;
+  taps->source_low = taps->first.front();
+  taps->source_high = taps->last.back();
+  taps->weights.resize(static_cast<int64_t>(size) * taps->num_taps);
+  fill_weights(axis, size, taps->first.data(), taps->last.data(), taps->num_taps, taps->weights.data());
+  if (!mirrored) return;
+  std::reverse(taps->first.begin(), taps->first.end());
+  std::reverse(taps->last.begin(), taps->last.end());
+  for (int32_t i = 0; i < size / 2; ++i) {
+    float* a = taps->weights.data() + static_cast<int64_t>(i) * taps->num_taps;
+    float* b = taps->weights.data() + static_cast<int64_t>(size - 1 - i) * taps->num_taps;
+    std::swap_ranges(a, a + taps->num_taps, b);
+  }
+}
+
+// out[i] = sum over k of weights[k] * rows[k][i]; num_taps is a multiple of kTapBlock.
+WEBSSL_MULTIVERSION
+void weigh_rows(const uint8_t* const* rows, const float* weights, int32_t num_taps, int64_t size, float* out) {
+  for (int32_t k = 0; k < num_taps; k += kTapBlock) {
+    const uint8_t *r0 = rows[k], *r1 = rows[k + 1], *r2 = rows[k + 2], *r3 = rows[k + 3];
+    const float w0 = weights[k], w1 = weights[k + 1], w2 = weights[k + 2], w3 = weights[k + 3];
+    if (k == 0) {
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) out[i] = w0 * r0[i] + w1 * r1[i] + w2 * r2[i] + w3 * r3[i];
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) out[i] += w0 * r0[i] + w1 * r1[i] + w2 * r2[i] + w3 * r3[i];
+    }
+  }
+}
+
+// Red, green, blue, and one lane that is ignored.
+typedef float Float4 __attribute__((vector_size(16)));
+
+// Resamples an interleaved row that starts at source pixel `source_low`. Reads up to num_taps pixels and writes one
+// float beyond the ends.
+WEBSSL_MULTIVERSION
+void weigh_columns(const float* row, int32_t source_low, const int32_t* first, const float* weights, int32_t num_taps,
+                   int32_t size, float* out) {
+  for (int32_t i = 0; i < size; ++i) {
+    const float* source = row + 3 * static_cast<int64_t>(first[i] - source_low);
+    const float* w = weights + static_cast<int64_t>(i) * num_taps;
+    Float4 sum = {0, 0, 0, 0}, odd = {0, 0, 0, 0};
+    for (int32_t k = 0; k < num_taps; k += 2) {
+      Float4 a, b;
+      memcpy(&a, source + 3 * k, sizeof(a));
+      memcpy(&b, source + 3 * k + 3, sizeof(b));
+      sum += a * w[k];
+      odd += b * w[k + 1];
+    }
+    sum += odd;
+    memcpy(out + 3 * static_cast<int64_t>(i), &sum, sizeof(sum));
+  }
+}
+
+// Bicubic weights overshoot: the clamp is where Pillow's rounding to uint8 has it.
+WEBSSL_MULTIVERSION
+void split_channels(const float* interleaved, int32_t size, float* r, float* g, float* b) {
+#pragma omp simd
+  for (int32_t i = 0; i < size; ++i) {
+    r[i] = clamp_pixel(interleaved[3 * i]);
+    g[i] = clamp_pixel(interleaved[3 * i + 1]);
+    b[i] = clamp_pixel(interleaved[3 * i + 2]);
+  }
+}
+
+// ---------------------------------------------------------------- colors
+
+struct Pixels {
+  float *r, *g, *b;
+  int64_t size;
+};
+
+WEBSSL_MULTIVERSION
+void blend_with_constant(Pixels pixels, float degenerate, float factor) {
+  for (float* channel : {pixels.r, pixels.g, pixels.b}) {
+#pragma omp simd
+    for (int64_t i = 0; i < pixels.size; ++i) channel[i] = blend(degenerate, channel[i], factor);
+  }
+}
+
+WEBSSL_MULTIVERSION
+void blend_with_gray(Pixels pixels, float factor) {
+  float *r = pixels.r, *g = pixels.g, *b = pixels.b;
+#pragma omp simd
+  for (int64_t i = 0; i < pixels.size; ++i) {
+    const float gray = luma(r[i], g[i], b[i]);
+    r[i] = blend(gray, r[i], factor);
+    g[i] = blend(gray, g[i], factor);
+    b[i] = blend(gray, b[i], factor);
+  }
+}
+
+WEBSSL_MULTIVERSION
+void turn_hue(Pixels pixels, float turns) {
+  float *r = pixels.r, *g = pixels.g, *b = pixels.b;
+#pragma omp simd
+  for (int64_t i = 0; i < pixels.size; ++i) shift_hue(r[i], g[i], b[i], turns);
+}
+
+WEBSSL_MULTIVERSION
+float sum_gray(Pixels pixels) {
+  const float *r = pixels.r, *g = pixels.g, *b = pixels.b;
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < pixels.size; ++i) sum += luma(r[i], g[i], b[i]);
+  return sum;
+}
+
+// The drawn color operations of one crop that change anything, in order.
+struct ColorChain {
+  int operations[kNumColorOperations];
+  int num = 0;
+  int contrast_at = kNumColorOperations;  // place of the contrast operation in `operations`
+
+  explicit ColorChain(const float* parameters) {
+    for (int place = 0; place < kNumColorOperations; ++place) {
+      const int operation = static_cast<int>(parameters[kOrder + place]);
+      const float neutral = operation == kApplyHue ? 0.0f : 1.0f;
+      if (parameters[kBrightness + operation] == neutral) continue;
+      if (operation == kApplyContrast) contrast_at = num;
+      operations[num++] = operation;
+    }
+    contrast_at = std::min(contrast_at, num);
+  }
+
+  void apply(int begin, int end, const float* parameters, float mean_gray, Pixels pixels) const {
+    for (int place = begin; place < end; ++place) {
+      const float factor = parameters[kBrightness + operations[place]];
+      switch (operations[place]) {
+        case kApplyBrightness: blend_with_constant(pixels, 0.0f, factor); break;
+        case kApplyContrast: blend_with_constant(pixels, mean_gray, factor); break;
+        case kApplySaturation: blend_with_gray(pixels, factor); break;
+        case kApplyHue: turn_hue(pixels, factor); break;
+      }
+    }
+  }
+};
+
+// ---------------------------------------------------------------- blur and output
+
+// `padded` holds kBlurRadius reflected pixels on either side of the row.
+WEBSSL_MULTIVERSION
+void blur_row(const float* padded, const float* weights, int32_t size, float* out) {
+  const float* x = padded + kBlurRadius;
+  const float w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3], w4 = weights[4];
+#pragma omp simd
+  for (int32_t i = 0; i < size; ++i) {
+    out[i] = w0 * x[i] + w1 * (x[i - 1] + x[i + 1]) + w2 * (x[i - 2] + x[i + 2]) + w3 * (x[i - 3] + x[i + 3]) +
+             w4 * (x[i - 4] + x[i + 4]);
+  }
+}
+
+WEBSSL_MULTIVERSION
+void blur_columns(const float* const* rows, const float* weights, int32_t size, float* out) {
+  const float *a4 = rows[0], *a3 = rows[1], *a2 = rows[2], *a1 = rows[3], *x = rows[4], *b1 = rows[5], *b2 = rows[6],
+              *b3 = rows[7], *b4 = rows[8];
+  const float w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3], w4 = weights[4];
+#pragma omp simd
+  for (int32_t i = 0; i < size; ++i) {
+    out[i] = w0 * x[i] + w1 * (a1[i] + b1[i]) + w2 * (a2[i] + b2[i]) + w3 * (a3[i] + b3[i]) + w4 * (a4[i] + b4[i]);
+  }
+}
+
+WEBSSL_MULTIVERSION
+void store_fp32(const float* pixels, int64_t size, float threshold, float scale, float shift, float* out) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) out[i] = solarize(pixels[i], threshold) * scale + shift;
+}
+
+WEBSSL_MULTIVERSION
+void store_bf16(const float* pixels, int64_t size, float threshold, float scale, float shift, uint16_t* out) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) out[i] = bfloat16_bits(solarize(pixels[i], threshold) * scale + shift);
+}
+
+// ---------------------------------------------------------------- one crop
+
+class CropTask {
+ public:
+  CropTask(const Params& params, int64_t image, int64_t crop, Scratch* scratch)
+      : params_(params),
+        scratch_(*scratch),
+        image_(params.images_B[image]),
+        image_height_(params.image_sizes_B2[2 * image]),
+        image_width_(params.image_sizes_B2[2 * image + 1]),
+        parameters_(params.parameters_BVP + (image * params.num_crops + crop) * kNumColumns),
+        size_(params.sizes_px_V[crop]),
+        plane_size_(static_cast<int64_t>(size_) * size_),
+        out_offset_(image * 3 * plane_size_),
+        out_(params.crops_V[crop]),
+        chain_(parameters_) {}
+
+  void run() {
+    const bool read_outside = parameters_[kReadOutside] != 0.0f;
+    const Axis rows = make_axis(parameters_[kTop], parameters_[kHeight], image_height_, read_outside, size_);
+    const Axis columns = make_axis(parameters_[kLeft], parameters_[kWidth], image_width_, read_outside, size_);
+    make_taps(rows, size_, false, &scratch_.rows);
+    make_taps(columns, size_, parameters_[kFlip] != 0.0f, &scratch_.columns);
+    planes_ = scratch_.planes.reserve(3 * plane_size_);
+
+    const bool has_contrast = chain_.contrast_at < chain_.num;
+    const int32_t block_rows = std::max<int32_t>(1, kPixelsInCache / size_);
+    double gray = 0.0;
+    for (int32_t y = 0; y < size_; y += block_rows) {
+      const int32_t y_end = std::min(y + block_rows, size_);
+      resample(y, y_end);
+      chain_.apply(0, chain_.contrast_at, parameters_, 0.0f, block(y, y_end));
+      if (has_contrast) gray += sum_gray(block(y, y_end));
+    }
+    const float mean_gray = static_cast<float>(gray / static_cast<double>(plane_size_));
+    const float sigma = parameters_[kBlurSigma];
+    float weights[kBlurRadius + 1];
+    if (sigma > 0.0f) blur_weights(sigma, weights);
+    for (int32_t y = 0; y < size_; y += block_rows) {
+      const int32_t y_end = std::min(y + block_rows, size_);
+      chain_.apply(chain_.contrast_at, chain_.num, parameters_, mean_gray, block(y, y_end));
+      if (parameters_[kGrayscale] != 0.0f) blend_with_gray(block(y, y_end), 0.0f);
+      if (sigma > 0.0f) {
+        blur_rows(y, y_end, weights);
+      } else {
+        for (int channel = 0; channel < 3; ++channel) {
+          store(channel, y, plane(channel) + static_cast<int64_t>(y) * size_, static_cast<int64_t>(y_end - y) * size_);
+        }
+      }
+    }
+    if (sigma > 0.0f) blur_columns_and_store(weights);
+  }
+
+ private:
+  float* plane(int channel) { return planes_ + channel * plane_size_; }
+
+  Pixels block(int32_t y, int32_t y_end) {
+    const int64_t at = static_cast<int64_t>(y) * size_;
+    return {plane(0) + at, plane(1) + at, plane(2) + at, static_cast<int64_t>(y_end - y) * size_};
+  }
+
+  // Rows [y, y_end) of the crop: the vertical pass goes first, since it reads whole rows of uint8 as they lie.
+  void resample(int32_t y, int32_t y_end) {
+    const Taps &rows = scratch_.rows, &columns = scratch_.columns;
+    const int32_t source_low = std::min(columns.first.front(), columns.first.back());
+    const int32_t source_high = std::max(columns.last.front(), columns.last.back());
+    const int64_t row_size = 3 * static_cast<int64_t>(source_high - source_low);
+    const int64_t tail = 3 * static_cast<int64_t>(columns.num_taps) + 1;
+    float* source_row = scratch_.source_row.reserve(row_size + tail);
+    float* interleaved = scratch_.interleaved.reserve(3 * static_cast<int64_t>(size_) + 1);
+    std::fill(source_row + row_size, source_row + row_size + tail, 0.0f);  // read with zero weight: must be finite
+    scratch_.row_pointers.resize(rows.num_taps);
+    for (; y < y_end; ++y) {
+      for (int32_t k = 0; k < rows.num_taps; ++k) {
+        const int64_t source_y = std::min(rows.first[y] + k, rows.last[y] - 1);
+        scratch_.row_pointers[k] = image_ + (source_y * image_width_ + source_low) * 3;
+      }
+      const float* weights = rows.weights.data() + static_cast<int64_t>(y) * rows.num_taps;
+      weigh_rows(scratch_.row_pointers.data(), weights, rows.num_taps, row_size, source_row);
+      weigh_columns(source_row, source_low, columns.first.data(), columns.weights.data(), columns.num_taps, size_,
+                    interleaved);
+      const Pixels out = block(y, y + 1);
+      split_channels(interleaved, size_, out.r, out.g, out.b);
+    }
+  }
+
+  void blur_rows(int32_t y, int32_t y_end, const float* weights) {
+    float* padded = scratch_.padded.reserve(size_ + 2 * kBlurRadius);
+    for (int channel = 0; channel < 3; ++channel) {
+      for (int32_t row = y; row < y_end; ++row) {
+        float* pixels = plane(channel) + static_cast<int64_t>(row) * size_;
+        for (int i = 1; i <= kBlurRadius; ++i) {
+          padded[kBlurRadius - i] = pixels[reflect(-i, size_)];
+          padded[kBlurRadius + size_ - 1 + i] = pixels[reflect(size_ - 1 + i, size_)];
+        }
+        std::copy(pixels, pixels + size_, padded + kBlurRadius);
+        blur_row(padded, weights, size_, pixels);
+      }
+    }
+  }
+
+  void blur_columns_and_store(const float* weights) {
+    float* blurred = scratch_.blurred.reserve(size_);
+    for (int channel = 0; channel < 3; ++channel) {
+      for (int32_t y = 0; y < size_; ++y) {
+        const float* rows[2 * kBlurRadius + 1];
+        for (int i = -kBlurRadius; i <= kBlurRadius; ++i) {
+          rows[i + kBlurRadius] = plane(channel) + static_cast<int64_t>(reflect(y + i, size_)) * size_;
+        }
+        blur_columns(rows, weights, size_, blurred);
+        store(channel, y, blurred, size_);
+      }
+    }
+  }
+
+  // Solarises, normalises and writes `size` pixels of one channel, from the start of row y.
+  void store(int channel, int32_t y, const float* pixels, int64_t size) {
+    const float scale = 1.0f / (255.0f * params_.std_3[channel]);
+    const float shift = -params_.mean_3[channel] / params_.std_3[channel];
+    const float threshold = parameters_[kSolarizeThreshold];
+    const int64_t at = out_offset_ + channel * plane_size_ + static_cast<int64_t>(y) * size_;
+    if (params_.bfloat16) {
+      store_bf16(pixels, size, threshold, scale, shift, static_cast<uint16_t*>(out_) + at);
+    } else {
+      store_fp32(pixels, size, threshold, scale, shift, static_cast<float*>(out_) + at);
+    }
+  }
+
+  const Params& params_;
+  Scratch& scratch_;
+  const uint8_t* image_;
+  const int32_t image_height_, image_width_;
+  const float* parameters_;
+  const int32_t size_;
+  const int64_t plane_size_, out_offset_;
+  void* out_;
+  const ColorChain chain_;
+  float* planes_ = nullptr;
+};
+
+}  // namespace
+
+void multi_crop_cpu(const Params& params) {
+  // Crop by crop, not image by image: recipes list their large crops first, and large tasks balance best when first.
+  parallel_for(params.num_crops * params.num_images, params.num_threads, [&](int64_t task) {
+    thread_local Scratch scratch;
+    CropTask(params, task % params.num_images, task / params.num_images, &scratch).run();
+  });
+}
+
+void multi_crop_cpu_at(uintptr_t images_B, uintptr_t image_sizes_B2, uintptr_t parameters_BVP, uintptr_t sizes_px_V,
+                       uintptr_t crops_V, int64_t num_images, int64_t num_crops, uintptr_t mean_3, uintptr_t std_3,
+                       bool bfloat16, int num_threads) {
+  multi_crop_cpu({reinterpret_cast<const uint8_t* const*>(images_B), reinterpret_cast<const int32_t*>(image_sizes_B2),
+                  reinterpret_cast<const float*>(parameters_BVP), reinterpret_cast<const int32_t*>(sizes_px_V),
+                  reinterpret_cast<void* const*>(crops_V), num_images, num_crops,
+                  reinterpret_cast<const float*>(mean_3), reinterpret_cast<const float*>(std_3), bfloat16,
+                  num_threads});
+}
+
+void draw_crop_parameters_at(uintptr_t image_sizes_B2, uintptr_t recipes_VR, uint64_t seed, uintptr_t positions_B,
+                             int64_t num_images, int64_t num_crops, uintptr_t parameters_BVP) {
+  const int32_t* sizes = reinterpret_cast<const int32_t*>(image_sizes_B2);
+  const Recipe* recipes = reinterpret_cast<const Recipe*>(recipes_VR);
+  const int64_t* positions = reinterpret_cast<const int64_t*>(positions_B);
+  float* out = reinterpret_cast<float*>(parameters_BVP);
+  for (int64_t image = 0; image < num_images; ++image) {
+    for (int64_t crop = 0; crop < num_crops; ++crop, out += kNumColumns) {
+      const CropKey key{seed, static_cast<uint64_t>(positions[image]), static_cast<uint32_t>(crop)};
+      draw_parameters(key, recipes[crop], sizes[2 * image], sizes[2 * image + 1], out);
+    }
+  }
+}
+
+}  // namespace multi_crop
+}  // namespace webssl

@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from webssl_fast.methods.losses import koleo
+
+
+def test_koleo_matches_the_formula():
+    x = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    expected = 0.0
+    for group in torch.nn.functional.normalize(x.double(), dim=-1):
+        for i in range(5):
+            distances = torch.stack([(group[i] - group[j]).norm() for j in range(5) if j != i])
+            expected = expected - torch.log(distances.min()) / 10
+    loss = koleo(x)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    (grad,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (expected_grad,) = torch.autograd.grad(expected, x)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_koleo_is_finite_for_equal_rows_in_low_precision(dtype):
+    x = torch.ones(1, 4, 8, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = koleo(x)
+    assert loss.dtype == torch.float32 and loss.isfinite()
+
+
+def test_koleo_rejects_single_images():
+    with pytest.raises(ValueError, match="at least 2"):
+        koleo(torch.ones(3, 1, 8))

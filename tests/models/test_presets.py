@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from webssl_fast.config.schema import ModelConfig
+from webssl_fast.models.presets import preset, swiglu_hidden_dim
+from webssl_fast.models.vit import VisionTransformer
+
+# Web-SSL's released models: parameters at 224 px, real SwiGLU hidden sizes.
+PUBLISHED = {
+    "vit_300m_patch14": (303_655_168, 2736),
+    "vit_1b_patch14": (1_134_771_200, 4096),
+    "vit_2b_patch14": (2_084_237_568, 7168),
+    "vit_3b_patch14": (2_948_317_184, 8192),
+    "vit_5b_patch14": (4_938_338_816, 9560),
+    "vit_7b_patch14": (6_450_170_880, 10928),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_are_the_published_ones_to_the_unit(name):
+    with torch.device("meta"):
+        model = VisionTransformer(ModelConfig(preset=name))
+    num_parameters, hidden = PUBLISHED[name]
+    assert sum(p.numel() for p in model.parameters()) == num_parameters
+    assert all(block.mlp.w3.in_features == hidden for block in model.blocks)
+
+
+def test_swiglu_padding_rounds_up():
+    assert swiglu_hidden_dim(4096) == 10928
+    assert swiglu_hidden_dim(4096, pad_multiple=64) == 10944
+    assert swiglu_hidden_dim(4096, pad_multiple=128) == 11008
+    assert swiglu_hidden_dim(3072, pad_multiple=64) == 8192
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'vit_7b_patch14'"):
+        preset("vit_7b_patch16")

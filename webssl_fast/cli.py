@@ -1,0 +1,120 @@
+"""`webssl`: from arguments to a recipe, nothing else. Recipes are imported when they run, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: saved, start the same command again to go on
+
+OVERRIDES_HELP = "settings that beat the file's, e.g. train.num_steps=100 model.preset=vit_small_patch14"
+
+EPILOG = """examples:
+  webssl train configs/quickstart.yaml
+  webssl train configs/quickstart.yaml data.source=~/photos output_dir=runs/mine
+  torchrun --nproc-per-node 8 -m webssl_fast train configs/pretrain/webdino_1b_mc2b.yaml data.source='shards/{00000..09999}.tar'
+  webssl eval configs/quickstart.yaml
+  webssl report runs/quickstart
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="webssl",
+        description="Pre-train Web-SSL vision transformers and judge them frozen.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = _command(
+        commands,
+        "train",
+        "pre-train a vision transformer by a config",
+        """Pre-trains by CONFIG and writes into output_dir:
+  config.yaml         the effective config, which can itself be run
+  metrics.jsonl       one line a logged step: losses, samples_per_second, data_wait_share, ...
+  checkpoints/        safetensors and JSON; the newest complete one is resumed from automatically
+  bad_samples.jsonl   files that could not be decoded, and why
+
+Start the same command again to go on after a kill or Ctrl-C: the run continues where it was, bit for bit. Ctrl-C and
+SIGTERM save first and exit with status 75. Under torchrun it uses every rank (`torchrun ... -m webssl_fast train CONFIG`).""",
+    )
+    _config_arguments(train)
+
+    evaluate = _command(
+        commands,
+        "eval",
+        "evaluate a checkpoint's frozen encoder by a config",
+        """Judges the frozen encoder of eval.checkpoint (a run or a checkpoint directory; output_dir by default) by what CONFIG
+describes under `eval:` (k-NN on labelled folders, tars or index files) beside an untrained network of the same
+architecture. Prints the scores and writes eval.json into output_dir.""",
+    )
+    _config_arguments(evaluate)
+
+    report = _command(
+        commands,
+        "report",
+        "write one self-contained HTML page about a run",
+        """Writes RUN_DIR/report.html: losses, k-NN, throughput, schedules, data health, and PCA pictures of the patch features
+on sample photographs. The page needs no network and no other file.""",
+    )
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the output_dir of a run")
+    report.add_argument("-o", "--output", type=Path, help="where to write the page (default: RUN_DIR/report.html)")
+    report.add_argument("--images", type=Path, help="folder of photographs for the PCA pictures (default: the run's data)")
+
+    _command(
+        commands,
+        "info",
+        "show versions, devices, and which kernels are built and verified",
+        "Shows what this installation can do: versions, CPU and GPUs, decoders, and for each kernel whether it is built and "
+        "whether it was verified on a real GPU.",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(arguments)
+    from webssl_fast.errors import Interrupted, UserError
+
+    try:
+        _run(args)
+    except Interrupted as interrupted:
+        print(f"webssl: {interrupted}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except UserError as error:
+        print(f"webssl: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.command == "train":
+        from webssl_fast.recipes.pretrain import pretrain
+
+        pretrain(args.config, args.overrides)
+    elif args.command == "eval":
+        from webssl_fast.recipes.evaluate import evaluate
+
+        evaluate(args.config, args.overrides)
+    elif args.command == "report":
+        from webssl_fast.recipes.report import report
+
+        report(args.run_dir, args.output, args.images)
+    else:
+        from webssl_fast.recipes.info import info
+
+        info()
+
+
+def _command(commands, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file; its keys are those of config/schema.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)

@@ -1,0 +1,89 @@
+"""The list of undecodable samples, and the stop when there are too many."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+
+from webssl_fast.data.index import Index
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "bad_samples.jsonl"
+
+
+class BadSampleLog:
+    """Appends each bad sample once to `bad_samples.jsonl`, also over restarts and ranks that share the file.
+
+    Lines: sample_id, name, path, offset and size (of a part of a shard; 0 and -1 for a whole file), reason.
+    (Two ranks that meet the same sample in the same instant may both list it.)
+    """
+
+    def __init__(self, index: Index, output_dir: str | None):
+        self._index = index
+        self._path = None if output_dir is None else os.path.join(output_dir, FILE_NAME)
+        self._listed: set[int] = set()
+        self._bytes_read = 0
+        self._lock = threading.Lock()
+
+    @property
+    def path(self) -> str:
+        return self._path or "(no output_dir: not listed)"
+
+    def add(self, sample_id: int, reason: str) -> None:
+        with self._lock:
+            ends_in_half_a_line = self._read_new_lines()
+            if sample_id in self._listed:
+                return
+            self._listed.add(sample_id)
+            location = self._index.locate(sample_id)
+            entry = {"sample_id": sample_id, "name": self._index.name(sample_id), **location._asdict(), "reason": reason}
+            if len(self._listed) == 1:
+                logger.warning("sample %s cannot be decoded: %s. More are listed in %s", entry["name"], reason, self.path)
+            if self._path is None:
+                return
+            line = "\n" * ends_in_half_a_line + json.dumps(entry) + "\n"
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(fd, line.encode())  # one write of a whole line: appends of several ranks do not mix
+            finally:
+                os.close(fd)
+
+    def _read_new_lines(self) -> bool:
+        """Takes note of what this or another process has listed; True where the file's last line has no end."""
+        if self._path is None or not os.path.exists(self._path):
+            return False
+        with open(self._path, "rb") as file:
+            file.seek(self._bytes_read)
+            data = file.read()
+        complete, _, rest = data.rpartition(b"\n")
+        for line in complete.splitlines():
+            try:
+                self._listed.add(json.loads(line)["sample_id"])
+            except (ValueError, KeyError, TypeError):
+                continue  # half a line, of a process that was killed while it wrote
+        self._bytes_read += len(data) - len(rest)
+        return bool(rest)
+
+
+class BadShareLimit:
+    """Stops a run whose data are too bad. Counts what this process has consumed since it started."""
+
+    def __init__(self, max_share: float, min_seen: int, listed_in: str):
+        self._max_share, self._min_seen, self._listed_in = max_share, min_seen, listed_in
+        self.num_seen = 0
+        self.num_bad = 0
+
+    def count(self, num_seen: int, num_bad: int) -> None:
+        """Raises RuntimeError where the share of bad samples exceeds the limit, once enough were seen."""
+        self.num_seen += num_seen
+        self.num_bad += num_bad
+        share = self.num_bad / max(self.num_seen, 1)
+        if self.num_seen >= self._min_seen and share > self._max_share:
+            raise RuntimeError(
+                f"{self.num_bad} of {self.num_seen} samples ({share:.1%}) could not be decoded, more than "
+                f"data.max_bad_share = {self._max_share:.1%}. They are listed with reasons in {self._listed_in}. Repair "
+                f"or remove them, or raise data.max_bad_share."
+            )

@@ -1,0 +1,283 @@
+"""Batches for training and evaluation: order, bytes, pixels, crops. No state: a batch is a function of its step.
+
+Dimensions: B images, S size of a crop in pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from webssl_fast.config.schema import DataConfig
+from webssl_fast.data.bad_samples import BadSampleLog, BadShareLimit
+from webssl_fast.data.crops import evaluation_crop, training_crops
+from webssl_fast.data.decode import BadImage, make_decoder
+from webssl_fast.data.index import Index
+from webssl_fast.data.order import positions_of, replacement_ids, sample_ids
+from webssl_fast.data.prefetch import Prefetcher
+from webssl_fast.data.read import SampleReader
+from webssl_fast.records import Batch, CropRecipe
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 64  # samples tried for one position before the data source counts as unreadable
+_MAX_CHUNK = 8  # images handed to the decoder at once
+
+
+def loader_threads(config: DataConfig, prefetch_batches: int, num_compute_threads: int) -> int:
+    """`data.num_threads`; where it is 0, every core for a loader that runs between steps (no prefetching), and the cores
+    that computing leaves free otherwise: threads of both kinds on the same cores slow each other down."""
+    if config.num_threads:
+        return config.num_threads
+    num_cores = len(os.sched_getaffinity(0))
+    return num_cores if prefetch_batches == 0 else max(1, num_cores - num_compute_threads)
+
+
+@dataclass
+class _Loaded:
+    images: list[Tensor] = field(default_factory=list)
+    sample_ids: list[int] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)  # sample id, reason
+
+
+class _ImageSource:
+    """Decoded images of samples, on a pool of threads."""
+
+    def __init__(self, index: Index, config: DataConfig, num_threads: int):
+        self._index = index
+        self._reader = SampleReader()
+        self._decoder = make_decoder(config.decode)
+        self._num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="webssl-data")
+
+    def map_chunks(self, work: Callable[[np.ndarray], _Loaded], numbers_B: np.ndarray) -> _Loaded:
+        """`work` over chunks of an array, on the pool; results in the array's order."""
+        chunk = min(_MAX_CHUNK, max(1, len(numbers_B) // (2 * self._num_threads)))
+        loaded = _Loaded()
+        for part in self._pool.map(work, [numbers_B[i : i + chunk] for i in range(0, len(numbers_B), chunk)]):
+            loaded.images += part.images
+            loaded.sample_ids += part.sample_ids
+            loaded.bad += part.bad
+        return loaded
+
+    def load(self, ids_B: np.ndarray) -> list[Tensor | BadImage]:
+        """uint8 [H, W, 3] of each sample, or why there is none; on the calling thread."""
+        results: list[Tensor | BadImage | None] = [None] * len(ids_B)
+        encoded = []
+        for i, sample_id in enumerate(ids_B.tolist()):
+            try:
+                encoded.append((i, self._reader.read(self._index.locate(sample_id))))
+            except OSError as error:
+                results[i] = BadImage(f"cannot be read: {error}")
+        for (i, _), image in zip(encoded, self._decoder.decode([data for _, data in encoded]), strict=True):
+            results[i] = image
+        return results  # type: ignore[return-value]  # every place is filled now
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
+
+
+class TrainLoader:
+    """Micro-batches of one rank, by step.
+
+    index, config     what is read, and how
+    recipes           the crops of an image (methods.base.Method.crop_recipes)
+    prepare           the method's host work on a batch; runs on the thread that makes the batch
+    dtype             of the crops
+    prefetch_batches  made ahead in the background; 0: made in `batch`, between the steps of training
+    num_threads       that decode and crop (see `loader_threads`)
+    output_dir        where bad_samples.jsonl is written; None: nowhere
+    Raises ValueError where the source has fewer images than a step needs, or the batch sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        config: DataConfig,
+        recipes: Sequence[CropRecipe],
+        *,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        prepare: Callable[[Batch], None] | None = None,
+        dtype: torch.dtype = torch.float32,
+        prefetch_batches: int = 0,
+        num_threads: int = 1,
+        output_dir: str | None = None,
+    ):
+        if len(index) < global_batch_size:
+            raise ValueError(
+                f"data source {index.source!r} has {len(index)} images, fewer than train.global_batch_size = "
+                f"{global_batch_size}: add images, or set train.global_batch_size to at most {len(index)}"
+            )
+        positions_of(0, 0, rank, world_size, global_batch_size, micro_batch_size)  # checks the sizes
+        self._index, self._recipes, self._seed = index, list(recipes), seed
+        self._place = (rank, world_size, global_batch_size, micro_batch_size)
+        self._prepare, self._dtype, self._num_threads = prepare, dtype, num_threads
+        self.num_micro_steps = global_batch_size // (world_size * micro_batch_size)
+        self.data_wait_seconds = 0.0  # time spent in `batch` so far
+        self._source = _ImageSource(index, config, num_threads)
+        self._log = BadSampleLog(index, output_dir)
+        self._limit = BadShareLimit(config.max_bad_share, config.min_seen_before_stop, self._log.path)
+        self._prefetcher = Prefetcher(self._make_batch, self._following, prefetch_batches)
+
+    def batch(self, step: int, micro_step: int = 0) -> Batch:
+        """A micro-batch, on the host. Any step may be asked for; the next in order is what is prefetched.
+
+        Raises RuntimeError where too large a share of the samples cannot be decoded.
+        """
+        begin = time.perf_counter()
+        batch = self._prefetcher.get((step, micro_step))
+        self.data_wait_seconds += time.perf_counter() - begin
+        self._limit.count(batch.num_images, batch.num_bad)
+        return batch
+
+    def close(self) -> None:
+        """Ends the threads. Safe to call twice."""
+        self._prefetcher.close()
+        self._source.close()
+
+    def __enter__(self) -> TrainLoader:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _following(self, key: tuple[int, int]) -> tuple[int, int]:
+        step, micro_step = key
+        return (step, micro_step + 1) if micro_step + 1 < self.num_micro_steps else (step + 1, 0)
+
+    def _make_batch(self, key: tuple[int, int]) -> Batch:
+        positions_B = positions_of(*key, *self._place)
+        loaded = self._source.map_chunks(self._load_positions, positions_B)
+        for sample_id, reason in loaded.bad:
+            self._log.add(sample_id, reason)
+        ids_B = np.array(loaded.sample_ids, np.int64)
+        batch = Batch(
+            positions=positions_B,
+            sample_ids=ids_B,
+            crops=training_crops(
+                loaded.images,
+                positions_B,
+                self._recipes,
+                seed=self._seed,
+                dtype=self._dtype,
+                num_threads=self._num_threads,
+            ),
+            labels=torch.from_numpy(self._index.label(ids_B)),
+            num_bad=int((ids_B != sample_ids(self._seed, len(self._index), positions_B)).sum()),
+        )
+        if self._prepare is not None:
+            self._prepare(batch)
+        return batch
+
+    def _load_positions(self, positions_B: np.ndarray) -> _Loaded:
+        """Images at positions; each undecodable sample replaced by the next in a sequence that its position draws."""
+        images: list[Tensor | None] = [None] * len(positions_B)
+        ids_B = sample_ids(self._seed, len(self._index), positions_B)
+        bad: list[tuple[int, str]] = []
+        pending = np.arange(len(positions_B))
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            results = self._source.load(ids_B[pending])
+            for place, result in zip(pending.tolist(), results, strict=True):
+                if isinstance(result, BadImage):
+                    bad.append((int(ids_B[place]), result.reason))
+                else:
+                    images[place] = result
+            pending = pending[[isinstance(result, BadImage) for result in results]]
+            if not len(pending):
+                return _Loaded(images, ids_B.tolist(), bad)  # type: ignore[arg-type]  # every place is filled now
+            ids_B[pending] = replacement_ids(self._seed, len(self._index), positions_B[pending], attempt)
+        sample_id, reason = bad[-1]
+        raise RuntimeError(
+            f"{MAX_ATTEMPTS} samples in a row could not be decoded, the last being {self._index.name(sample_id)!r}: "
+            f"{reason}. Check that data.source = {self._index.source!r} is readable and holds images."
+        )
+
+
+class EvalBatch(NamedTuple):
+    images: Tensor  # [B, 3, S, S], normalised
+    labels: Tensor  # int64 [B], -1 where a sample has none
+    sample_ids: np.ndarray  # int64 [B]
+
+
+class EvalLoader:
+    """Every sample once, in the order of the index, as central crops. What cannot be decoded is left out and counted.
+
+    With several ranks, rank r sees the samples r, r + world_size, ...
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        config: DataConfig,
+        *,
+        image_size_px: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+        prefetch_batches: int = 0,
+        num_threads: int = 1,
+    ):
+        self._index, self._config = index, config
+        self._image_size_px, self._batch_size, self._dtype = image_size_px, batch_size, dtype
+        self._ids = np.arange(rank, len(index), world_size, dtype=np.int64)
+        self._prefetch_batches, self._num_threads = prefetch_batches, num_threads
+        self.num_bad = 0  # in the pass so far
+
+    def __len__(self) -> int:
+        return -(-len(self._ids) // self._batch_size)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        self.num_bad = 0
+        source = _ImageSource(self._index, self._config, self._num_threads)
+        prefetcher = Prefetcher(
+            lambda number: source.map_chunks(lambda ids_B: self._load_ids(source, ids_B), self._numbered(number)),
+            lambda number: number + 1 if number + 1 < len(self) else None,
+            self._prefetch_batches,
+        )
+        try:
+            for number in range(len(self)):
+                loaded = prefetcher.get(number)
+                if loaded.bad and self.num_bad == 0:
+                    name, reason = self._index.name(loaded.bad[0][0]), loaded.bad[0][1]
+                    logger.warning("evaluation leaves out what cannot be decoded, e.g. %s: %s", name, reason)
+                self.num_bad += len(loaded.bad)
+                if loaded.images:
+                    yield self._make_batch(loaded)
+        finally:
+            prefetcher.close()
+            source.close()
+
+    def _numbered(self, number: int) -> np.ndarray:
+        return self._ids[number * self._batch_size : (number + 1) * self._batch_size]
+
+    def _load_ids(self, source: _ImageSource, ids_B: np.ndarray) -> _Loaded:
+        loaded = _Loaded()
+        for sample_id, result in zip(ids_B.tolist(), source.load(ids_B), strict=True):
+            if isinstance(result, BadImage):
+                loaded.bad.append((sample_id, result.reason))
+            else:
+                loaded.images.append(result)
+                loaded.sample_ids.append(sample_id)
+        return loaded
+
+    def _make_batch(self, loaded: _Loaded) -> EvalBatch:
+        ids_B = np.array(loaded.sample_ids, np.int64)
+        images = evaluation_crop(
+            loaded.images, self._image_size_px, dtype=self._dtype, num_threads=self._num_threads
+        )
+        return EvalBatch(images, torch.from_numpy(self._index.label(ids_B)), ids_B)

@@ -1,0 +1,9 @@
+"""What goes wrong for reasons that the person at the keyboard can mend. The command line shows these without a traceback."""
+
+
+class UserError(Exception):
+    """Names the setting or the file, what was got, what is allowed, and the way out."""
+
+
+class Interrupted(Exception):
+    """A signal ended a run after its state was saved; the same command goes on from there."""

@@ -1,0 +1,30 @@
+"""Losses as pure functions of tensors. (The prototype losses are the op `prototype_cross_entropy`.)
+
+Dimensions: C groups, G images of a group, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def koleo(x_CGD: Tensor, eps: float = 1e-8) -> Tensor:
+    """Kozachenko-Leonenko entropy regulariser (Sablayrolles et al., arXiv 1806.03198): -mean log(distance to the nearest
+    neighbour of the group + eps), on L2-normalised rows.
+
+    Computed in fp32 whatever the input and autocast say: in fp16 the 1e-8 is 0 and equal rows give infinity. A group needs
+    two images (ValueError).
+    """
+    if x_CGD.shape[1] < 2:
+        raise ValueError(f"koleo needs groups of at least 2 images, got {x_CGD.shape[1]}")
+    with torch.autocast(x_CGD.device.type, enabled=False):
+        x_CGD = F.normalize(x_CGD.float(), dim=-1, eps=eps)
+        with torch.no_grad():
+            dots_CGG = x_CGD @ x_CGD.transpose(1, 2)
+            dots_CGG.diagonal(dim1=1, dim2=2).fill_(-1)
+            nearest_CG1 = dots_CGG.argmax(dim=-1, keepdim=True)
+        neighbour_CGD = x_CGD.gather(1, nearest_CG1.expand_as(x_CGD))
+        distance_CG = (x_CGD - neighbour_CGD + eps).norm(dim=-1)
+        return -torch.log(distance_CG + eps).mean()

@@ -1,0 +1,48 @@
+"""Filling parameters: each value is a function of a key (seed, name), never of the order or the sharding.
+
+A sharded parameter (DTensor) computes the whole tensor and keeps its shard, so that any number of ranks starts equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+Key = tuple[int, str]
+
+
+def _generator(key: Key) -> torch.Generator:
+    digest = hashlib.blake2b(f"{key[0]}/{key[1]}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+@torch.no_grad()
+def _assign(parameter: Tensor, whole: Tensor) -> None:
+    if isinstance(parameter, DTensor):
+        # Every rank has computed the same tensor: nothing needs to be sent.
+        whole = whole.to(parameter.device_mesh.device_type)
+        parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None))
+    else:
+        parameter.copy_(whole)
+
+
+def truncated_normal(parameter: Tensor, key: Key, std: float) -> None:
+    """Normal of that standard deviation, cut at +-2 (absolute, as torch.nn.init.trunc_normal_ has it)."""
+    whole = torch.empty(parameter.shape)
+    _assign(parameter, nn.init.trunc_normal_(whole, std=std, generator=_generator(key)))
+
+
+def normal(parameter: Tensor, key: Key, std: float) -> None:
+    _assign(parameter, torch.empty(parameter.shape).normal_(std=std, generator=_generator(key)))
+
+
+def uniform(parameter: Tensor, key: Key, bound: float) -> None:
+    _assign(parameter, torch.empty(parameter.shape).uniform_(-bound, bound, generator=_generator(key)))
+
+
+@torch.no_grad()
+def constant(parameter: Tensor, value: float) -> None:
+    parameter.fill_(value)

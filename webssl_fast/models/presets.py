@@ -1,0 +1,49 @@
+"""Sizes as data.
+
+Web-DINO sizes: Web-SSL (arXiv 2504.01017) Table 1 and its released model code. The table's "MLP" column is nominal; the
+SwiGLU hidden size follows `swiglu_hidden_dim`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ViTPreset:
+    width: int
+    depth: int
+    num_heads: int
+    patch_size: int = 14
+
+
+PRESETS = {
+    "vit_nano_patch14": ViTPreset(64, 2, 2),  # for tests
+    "vit_tiny_patch14": ViTPreset(192, 12, 3),
+    "vit_small_patch14": ViTPreset(384, 12, 6),
+    "vit_base_patch14": ViTPreset(768, 12, 12),
+    "vit_300m_patch14": ViTPreset(1024, 24, 16),
+    "vit_1b_patch14": ViTPreset(1536, 40, 24),
+    "vit_2b_patch14": ViTPreset(2688, 24, 21),
+    "vit_3b_patch14": ViTPreset(3072, 26, 24),
+    "vit_5b_patch14": ViTPreset(3584, 32, 28),
+    "vit_7b_patch14": ViTPreset(4096, 32, 32),
+}
+
+
+def swiglu_hidden_dim(width: int, pad_multiple: int = 1) -> int:
+    """Two thirds of 4x the width, rounded up to a multiple of 8, as DINOv2 and Web-SSL have it; then up to
+    `pad_multiple` (FP8 GEMMs want 16 or more; 9560 and 10928 of the 5B and 7B are not)."""
+    hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
+    return -(-hidden // pad_multiple) * pad_multiple
+
+
+def preset(name: str) -> ViTPreset:
+    """The preset of that name; ValueError with the known names otherwise."""
+    if name not in PRESETS:
+        import difflib
+
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"model.preset: no preset {name!r}; {hint}known: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,125 @@
+"""The vision transformer of Web-DINO: CLS token, learned position embedding, pre-norm blocks with SwiGLU and LayerScale.
+
+Dimensions: B crops of one size, N patches, T packed tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from webssl_fast.config.schema import ModelConfig
+from webssl_fast.models.block import Block, Groups, KeptSequences
+from webssl_fast.models.embed import PatchEmbed, interpolate_pos_embed
+from webssl_fast.models.init import constant, normal, truncated_normal, uniform
+from webssl_fast.models.presets import preset, swiglu_hidden_dim
+from webssl_fast.records import Features
+
+
+class VisionTransformer(nn.Module):
+    """Built from a preset; parameters are uninitialised until `initialize` (so that a 7B can be made on `meta`)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        size = preset(config.preset)
+        if config.image_size_px % size.patch_size:
+            raise ValueError(
+                f"model.image_size_px is {config.image_size_px}, which is not a multiple of the patch size "
+                f"{size.patch_size} of {config.preset}; {_nearest_multiples(config.image_size_px, size.patch_size)} are"
+            )
+        self.config = config
+        self.width, self.depth, self.patch_size = size.width, size.depth, size.patch_size
+        num_patches = (config.image_size_px // size.patch_size) ** 2
+        self.unpadded_hidden_dim = swiglu_hidden_dim(size.width)
+        hidden_dim = swiglu_hidden_dim(size.width, config.swiglu_pad_multiple)
+
+        self.patch_embed = PatchEmbed(size.width, size.patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, size.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + num_patches, size.width))
+        self.mask_token = nn.Parameter(torch.empty(1, size.width))
+        self.blocks = nn.ModuleList(Block(size.width, size.num_heads, hidden_dim) for _ in range(size.depth))
+        self.norm = nn.LayerNorm(size.width, eps=1e-6)
+
+    def forward(
+        self,
+        crops: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        kept: Sequence[tuple[KeptSequences, KeptSequences]] | None = None,
+    ) -> list[Features]:
+        """All groups of crops in one packed pass.
+
+        crops  a [B, 3, H, W] for each group
+        masks  for each group None or a bool [B, N]: True where the patch is replaced by the mask token
+        kept   for each block what drop-path leaves of the attention and the MLP branch; None: everything
+        """
+        tokens, groups = [], []
+        embedded = self.patch_embed(list(crops))
+        for i, (crop, patch_BND) in enumerate(zip(crops, embedded, strict=True)):
+            if masks is not None and masks[i] is not None:
+                patch_BND = torch.where(masks[i].unsqueeze(-1), self.mask_token.to(patch_BND.dtype), patch_BND)
+            h, w = crop.shape[-2] // self.patch_size, crop.shape[-1] // self.patch_size
+            pos_1ND = interpolate_pos_embed(self.pos_embed, h, w, self.config.pos_embed_interpolation)
+            B = crop.shape[0]
+            cls_B1D = (self.cls_token + pos_1ND[:, :1]).expand(B, -1, -1)
+            tokens.append(torch.cat([cls_B1D, patch_BND + pos_1ND[:, 1:]], dim=1).flatten(0, 1))
+            groups.append((B, 1 + h * w))
+        packed: Groups = tuple(groups)
+        x_TD = torch.cat(tokens)
+        for i, block in enumerate(self.blocks):
+            x_TD = block(x_TD, packed, None if kept is None else kept[i])
+        x_TD = self.norm(x_TD)
+        outputs = []
+        for part_TD, (B, length) in zip(x_TD.split([b * n for b, n in packed]), packed, strict=True):
+            part_BND = part_TD.view(B, length, -1)
+            outputs.append(Features(part_BND[:, 0], part_BND[:, 1:]))
+        return outputs
+
+    def initialize(self, seed: int, prefix: str) -> None:
+        """DINOv2's initialisation. Every tensor is a function of (seed, prefix + its name), whatever the sharding."""
+        for name, p in self.named_parameters():
+            key = (seed, f"{prefix}.{name}")
+            if name.startswith("patch_embed."):
+                uniform(p, key, bound=(3 * self.patch_size**2) ** -0.5)  # torch's own default for a convolution
+            elif name == "cls_token":
+                normal(p, key, std=1e-6)
+            elif name == "pos_embed" or name.endswith(("qkv.weight", "proj.weight", "w12.weight", "w3.weight")):
+                truncated_normal(p, key, std=0.02)
+            elif name.endswith("gamma"):
+                constant(p, self.config.layer_scale_init)
+            elif "norm" in name and name.endswith("weight"):
+                constant(p, 1.0)
+            else:  # biases, mask token
+                constant(p, 0.0)
+        self.zero_padding_units()
+
+    @torch.no_grad()
+    def zero_padding_units(self) -> None:
+        """Sets the SwiGLU units beyond the preset's hidden size to zero; their gradients are zero from then on, since
+        silu(0) * 0 = 0 has zero derivative in both factors and w3 sees a zero input."""
+        hidden = self.unpadded_hidden_dim
+        for block in self.blocks:
+            padded = block.mlp.w3.in_features
+            if padded == hidden:
+                continue
+            for p in (block.mlp.w12.weight, block.mlp.w12.bias):
+                p.view(2, padded, -1)[:, hidden:].zero_()
+            block.mlp.w3.weight[:, hidden:].zero_()
+
+
+class Encoder(nn.Module):
+    """A backbone as evaluations see it: one size of images, every token, after the final norm."""
+
+    def __init__(self, backbone: VisionTransformer):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Features:
+        """[B, 3, H, W] -> Features of [B, D] and [B, N, D]."""
+        return self.backbone([images])[0]
+
+
+def _nearest_multiples(value: int, multiple: int) -> str:
+    below = max(value // multiple, 1) * multiple
+    return f"{below} and {below + multiple}"

@@ -1,0 +1,404 @@
+"""Augmented crops of decoded images: the DINO multi-crop augmentation (arXiv 2006.09882, App. A) in one pass over pixels.
+
+`draw_crop_parameters` draws what happens to each crop, `multi_crop` does it, so the two can be tested, logged and
+replayed apart. Each crop goes through, in this order: resampling of a box (antialiased bicubic), flip, color jitter,
+grayscale, Gaussian blur, solarisation, normalisation.
+
+Dimensions: B images, V crops of each image, P parameters of a crop, S crop size in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from webssl_fast.ops._library import LIBRARY, C, reference_forced
+from webssl_fast.records import CropRecipe
+
+# Columns of parameters_BVP; csrc/multi_crop/multi_crop_math.h has the same list.
+TOP, LEFT, HEIGHT, WIDTH = 0, 1, 2, 3  # the box, in pixels of the image; fractions are allowed
+READ_OUTSIDE = 4  # 1: the filter may read beyond the box (Pillow's resize(box=)); 0: crop first, then resize
+FLIP = 5  # 1: mirrored left to right
+BRIGHTNESS, CONTRAST, SATURATION = 6, 7, 8  # factors, 1 leaves the image as it is
+HUE = 9  # shift in turns, 0 leaves the image as it is
+ORDER = 10  # four columns: the places below, in the order in which they are applied
+GRAYSCALE = 14  # 1: replaced by its luma
+BLUR_SIGMA = 15  # in pixels of the crop, 0 for none
+SOLARIZE_THRESHOLD = 16  # pixels (0..255) from here on are inverted; NO_SOLARIZE for none
+NUM_PARAMETERS = 17
+
+BRIGHTNESS_STEP, CONTRAST_STEP, SATURATION_STEP, HUE_STEP = 0, 1, 2, 3  # values of the ORDER columns
+NO_SOLARIZE = 256.0
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_BLUR_RADIUS = 4  # DINO's GaussianBlur has nine taps at every crop size
+_OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def draw_crop_parameters(
+    image_sizes_B2: Tensor, recipes: Sequence[CropRecipe], seed: int, positions_B: Tensor
+) -> Tensor:
+    """Draws the parameters of every crop of every image: fp32 [B, V, P], columns as the constants of this module.
+
+    A row is a pure function of (seed, position, crop index) and of that image's size and recipe: it does not depend on
+    the other images of the batch. Each operation has a Philox4x32-10 counter of its own, (position low and high word,
+    crop index, operation number) under the key `seed`, so a recipe that turns an operation off moves no other draw.
+
+    Boxes follow torchvision's RandomResizedCrop (ten tries of a uniform area and a log-uniform aspect ratio with integer
+    sides, then the largest centered box of an allowed ratio); factors follow its ColorJitter.
+
+    image_sizes_B2  int32 [B, 2], (height, width) in pixels, CPU
+    recipes         one for each crop
+    seed            0 <= seed < 2**64
+    positions_B     int64 [B], place of each image in the global order, CPU
+    Raises ValueError for anything else.
+    """
+    _check_image_sizes(image_sizes_B2)
+    num_images = image_sizes_B2.shape[0]
+    if positions_B.dtype != torch.int64 or positions_B.shape != (num_images,) or positions_B.device.type != "cpu":
+        raise ValueError(f"positions_B must be int64 [{num_images}] on the CPU, got {_describe(positions_B)}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    for index, recipe in enumerate(recipes):
+        _check_recipe(recipe, f"recipes[{index}]")
+    recipes_VR = torch.tensor([_recipe_row(recipe) for recipe in recipes], dtype=torch.float64)
+    image_sizes_B2, positions_B = image_sizes_B2.contiguous(), positions_B.contiguous()
+    parameters_BVP = torch.empty(num_images, len(recipes), NUM_PARAMETERS)
+    C.draw_crop_parameters(
+        image_sizes_B2.data_ptr(), recipes_VR.data_ptr(), seed, positions_B.data_ptr(),
+        num_images, len(recipes), parameters_BVP.data_ptr(),
+    )  # fmt: skip
+    return parameters_BVP
+
+
+def center_crop_parameters(image_sizes_B2: Tensor, size_px: int, resize_px: int | None = None) -> Tensor:
+    """Parameters of the deterministic evaluation crop, fp32 [B, 1, P]: no random draw, colors as they are.
+
+    The same pixels as resizing the shorter side to `resize_px` (default: size_px * 256 / 224) and cutting the central
+    size_px x size_px square, as torchvision's Resize and CenterCrop place it, but as ONE resampling: the box is that
+    square traced back to the image, so sides may be fractions of a pixel, and the filter reads around it.
+
+    image_sizes_B2  int32 [B, 2], (height, width) in pixels, CPU
+    Raises ValueError where resize_px < size_px.
+    """
+    _check_image_sizes(image_sizes_B2)
+    resize_px = round(size_px * 256 / 224) if resize_px is None else resize_px
+    if size_px < 1 or resize_px < size_px:
+        raise ValueError(f"need 1 <= size_px <= resize_px, got size_px={size_px}, resize_px={resize_px}")
+    rows = []
+    for height, width in image_sizes_B2.tolist():
+        shorter = min(height, width)
+        box = []
+        for side in (height, width):
+            resized = resize_px if side == shorter else int(resize_px * side / shorter)
+            box.append((round((resized - size_px) / 2) * side / resized, size_px * side / resized))
+        (top, box_height), (left, box_width) = box
+        rows.append([top, left, box_height, box_width])
+    parameters_BVP = torch.zeros(len(rows), 1, NUM_PARAMETERS)
+    if rows:
+        parameters_BVP[:, 0, TOP : WIDTH + 1] = torch.tensor(rows)
+    parameters_BVP[..., READ_OUTSIDE] = 1
+    parameters_BVP[..., BRIGHTNESS : SATURATION + 1] = 1
+    parameters_BVP[..., ORDER : ORDER + 4] = torch.arange(4.0)
+    parameters_BVP[..., SOLARIZE_THRESHOLD] = NO_SOLARIZE
+    return parameters_BVP
+
+
+def multi_crop(
+    images: Sequence[Tensor],
+    parameters_BVP: Tensor,
+    sizes_px: Sequence[int],
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+    num_threads: int = 0,
+) -> list[Tensor]:
+    """Cuts and augments V crops of each image: one tensor [V_g, B, 3, S, S] for each run of equal `sizes_px`.
+
+    images          B tensors, uint8 [height, width, 3] (RGB), CPU, any strides (others than contiguous are copied)
+    parameters_BVP  fp32 [B, V, P], CPU; from draw_crop_parameters or center_crop_parameters
+    sizes_px        V crop sizes S in pixels
+    mean, std       of each channel, for pixels in [0, 1]
+    dtype           of the result: torch.float32 or torch.bfloat16
+    num_threads     0: as many as torch.get_num_threads(). The result does not depend on it, bit for bit.
+    Raises ValueError for anything else. There is no gradient.
+
+    Each operation is the one that torchvision's v1 transforms do on Pillow images, with these differences. Pixels are
+    floats from the resampling to the normalisation, where Pillow rounds to uint8 after each operation (and between the
+    two passes of a resampling) and truncates in HSV; both clamp to [0, 255] in the same places, save that Pillow also
+    clamps between the two passes. The mean gray of the contrast operation is not rounded to an integer. Equal
+    parameters given, the two agree within 2/255 in the mean and 8/255 at the 99.9th percentile.
+    The blur has nine taps and mirrors the crop at its border (without repeating the border pixel).
+    """
+    _check_images(images)
+    if len(mean) != 3 or len(std) != 3 or any(s <= 0 for s in std):
+        raise ValueError(f"mean and std must have three values each, std positive; got mean={mean}, std={std}")
+    if dtype not in _OUTPUT_DTYPES:
+        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    if num_threads < 0:
+        raise ValueError(f"num_threads must be 0 (torch's own number) or positive, got {num_threads}")
+    _check_parameters(parameters_BVP, images, sizes_px)
+    images = [image.contiguous() for image in images]
+    if reference_forced():
+        return multi_crop_reference(images, parameters_BVP, sizes_px, mean=mean, std=std, dtype=dtype)
+    num_threads = num_threads or torch.get_num_threads()
+    return torch.ops.webssl.multi_crop(
+        images, parameters_BVP.contiguous(), list(sizes_px), list(mean), list(std), dtype, num_threads
+    )
+
+
+# ---------------------------------------------------------------- reference
+
+
+def multi_crop_reference(
+    images: Sequence[Tensor],
+    parameters_BVP: Tensor,
+    sizes_px: Sequence[int],
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """`multi_crop` written from the definitions in fp64, one crop at a time; slow."""
+    mean_3, std_3 = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    crops_VB = [
+        [
+            (_reference_crop(image, row_P.tolist(), size_px) / 255 - mean_3[:, None, None]) / std_3[:, None, None]
+            for image, row_P in zip(images, parameters_BVP[:, crop], strict=True)
+        ]
+        for crop, size_px in enumerate(sizes_px)
+    ]
+    groups = []
+    for start, stop in _runs_of_equal(sizes_px):
+        size_px = sizes_px[start]
+        flat = [crop.to(dtype) for crops_B in crops_VB[start:stop] for crop in crops_B]
+        stacked = torch.stack(flat) if flat else torch.empty(0, 3, size_px, size_px, dtype=dtype)
+        groups.append(stacked.view(stop - start, len(images), 3, size_px, size_px))
+    return groups
+
+
+def _reference_crop(image_HWC: Tensor, row: list[float], size_px: int) -> Tensor:
+    """One crop before normalisation: fp64 [3, S, S] in [0, 255]."""
+    height, width = image_HWC.shape[:2]
+    read_outside = row[READ_OUTSIDE] != 0
+    rows_SH = _cubic_matrix(row[TOP], row[HEIGHT], height, read_outside, size_px)
+    columns_SW = _cubic_matrix(row[LEFT], row[WIDTH], width, read_outside, size_px)
+    if row[FLIP]:
+        columns_SW = columns_SW.flip(0)
+    crop = (rows_SH @ image_HWC.permute(2, 0, 1).double() @ columns_SW.T).clamp(0, 255)
+    for operation in row[ORDER : ORDER + 4]:
+        if operation == BRIGHTNESS_STEP:
+            crop = (crop * row[BRIGHTNESS]).clamp(0, 255)
+        elif operation == CONTRAST_STEP:
+            crop = _blend(_luma(crop).mean(), crop, row[CONTRAST])
+        elif operation == SATURATION_STEP:
+            crop = _blend(_luma(crop), crop, row[SATURATION])
+        elif row[HUE] != 0:
+            crop = _shift_hue(crop, row[HUE])
+    if row[GRAYSCALE]:
+        crop = _luma(crop).expand(3, -1, -1)
+    if row[BLUR_SIGMA] > 0:
+        crop = _gaussian_blur(crop, row[BLUR_SIGMA])
+    return torch.where(crop < row[SOLARIZE_THRESHOLD], crop, 255 - crop)
+
+
+def _cubic_matrix(begin: float, length: float, source_size: int, read_outside: bool, size_px: int) -> Tensor:
+    """Weights [S, source] of one axis: Keys' cubic (a = -0.5), stretched by the scale when shrinking, as Pillow does."""
+    scale = length / size_px
+    stretch = max(scale, 1.0)
+    low = 0 if read_outside else math.floor(begin)
+    high = source_size if read_outside else min(source_size, math.ceil(begin + length))
+    center = begin + (torch.arange(size_px, dtype=torch.float64)[:, None] + 0.5) * scale
+    x = ((torch.arange(source_size, dtype=torch.float64) + 0.5 - center) / stretch).abs()
+    inner = 1.5 * x**3 - 2.5 * x**2 + 1
+    outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = torch.where(x < 1, inner, torch.where(x < 2, outer, torch.zeros_like(x)))
+    weights[:, :low] = 0
+    weights[:, high:] = 0
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _luma(crop: Tensor) -> Tensor:
+    return (0.299 * crop[0] + 0.587 * crop[1] + 0.114 * crop[2])[None]
+
+
+def _blend(degenerate: Tensor, crop: Tensor, factor: float) -> Tensor:
+    return (degenerate + factor * (crop - degenerate)).clamp(0, 255)
+
+
+def _shift_hue(crop: Tensor, turns: float) -> Tensor:
+    """RGB to HSV, hue turned, and back; HSV as in A. R. Smith, "Color gamut transform pairs", 1978."""
+    red, green, blue = crop
+    value = crop.amax(0)
+    chroma = value - crop.amin(0)
+    divisor = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    sector = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    sector = sector + 6 * turns
+    # Channel n is value - chroma * max(0, min(k, 4 - k, 1)) with k = n + sector mod 6, n = 5, 3, 1 for R, G, B.
+    k = (torch.tensor([5.0, 3.0, 1.0], dtype=crop.dtype)[:, None, None] + sector) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def _gaussian_blur(crop: Tensor, sigma: float) -> Tensor:
+    offsets = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1)
+    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    size_px = crop.shape[-1]
+    period = max(2 * (size_px - 1), 1)
+    index = torch.arange(-_BLUR_RADIUS, size_px + _BLUR_RADIUS) % period
+    index = torch.minimum(index, period - index) if size_px > 1 else torch.zeros_like(index)
+    padded = crop[:, index][:, :, index]
+    rows = F.conv2d(padded[:, None], kernel.view(1, 1, -1, 1))
+    return F.conv2d(rows, kernel.view(1, 1, 1, -1))[:, 0]
+
+
+# ---------------------------------------------------------------- op
+
+LIBRARY.define(
+    "multi_crop(Tensor[] images, Tensor parameters_BVP, int[] sizes_px, float[] mean, float[] std, ScalarType dtype, "
+    "int num_threads) -> Tensor[]"
+)
+
+
+def _empty_groups(
+    images: Sequence[Tensor], parameters_BVP: Tensor, sizes_px: Sequence[int], dtype: torch.dtype
+) -> list[Tensor]:
+    return [
+        parameters_BVP.new_empty((stop - start, len(images), 3, sizes_px[start], sizes_px[start]), dtype=dtype)
+        for start, stop in _runs_of_equal(sizes_px)
+    ]
+
+
+def _multi_crop_cpu(
+    images: list[Tensor],
+    parameters_BVP: Tensor,
+    sizes_px: list[int],
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+    num_threads: int,
+) -> list[Tensor]:
+    groups = _empty_groups(images, parameters_BVP, sizes_px, dtype)
+    # Names keep the arrays alive until the kernel returns.
+    image_pointers_B = torch.tensor([image.data_ptr() for image in images], dtype=torch.int64)
+    image_sizes_B2 = torch.tensor([image.shape[:2] for image in images], dtype=torch.int32)
+    crop_pointers_V = torch.tensor([crops_B.data_ptr() for group in groups for crops_B in group], dtype=torch.int64)
+    sizes_px_V = torch.tensor(sizes_px, dtype=torch.int32)
+    mean_3, std_3 = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+    C.multi_crop_cpu(
+        image_pointers_B.data_ptr(), image_sizes_B2.data_ptr(), parameters_BVP.data_ptr(), sizes_px_V.data_ptr(),
+        crop_pointers_V.data_ptr(), len(images), len(sizes_px), mean_3.data_ptr(), std_3.data_ptr(),
+        dtype == torch.bfloat16, num_threads,
+    )  # fmt: skip
+    return groups
+
+
+LIBRARY.impl("multi_crop", _multi_crop_cpu, "CPU")
+
+
+@torch.library.register_fake("webssl::multi_crop", lib=LIBRARY)
+def _multi_crop_fake(images, parameters_BVP, sizes_px, mean, std, dtype, num_threads):
+    return _empty_groups(images, parameters_BVP, sizes_px, dtype)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _runs_of_equal(values: Sequence[int]) -> list[tuple[int, int]]:
+    """[start, stop) of each run of equal neighbours."""
+    starts = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
+    return list(zip(starts, [*starts[1:], len(values)], strict=True))
+
+
+def _recipe_row(recipe: CropRecipe) -> list[float]:
+    """The fields of `Recipe` in csrc/multi_crop/multi_crop_math.h, in order."""
+    return [
+        *recipe.scale, *recipe.ratio, recipe.flip_probability,
+        recipe.jitter_probability, recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue,
+        recipe.grayscale_probability, recipe.blur_probability, *recipe.blur_sigma,
+        recipe.solarize_probability, recipe.solarize_threshold,
+    ]  # fmt: skip
+
+
+def _describe(x: Tensor) -> str:
+    return f"{x.dtype} {list(x.shape)} on {x.device}"
+
+
+def _check_image_sizes(image_sizes_B2: Tensor) -> None:
+    x = image_sizes_B2
+    if x.dtype != torch.int32 or x.dim() != 2 or x.shape[1] != 2 or x.device.type != "cpu":
+        raise ValueError(f"image_sizes_B2 must be int32 [B, 2] (height, width) on the CPU, got {_describe(x)}")
+    if x.numel() and x.min() < 1:
+        raise ValueError(f"image_sizes_B2 must be positive, got {x[(x < 1).any(1)][0].tolist()} (height, width)")
+
+
+def _check_recipe(recipe: CropRecipe, name: str) -> None:
+    low, high = recipe.scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"{name}.scale must be (low, high) with 0 < low <= high <= 1, got {recipe.scale}")
+    for field in ("ratio", "blur_sigma"):
+        low, high = getattr(recipe, field)
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"{name}.{field} must be (low, high) with 0 < low <= high, got {getattr(recipe, field)}")
+    for field in ("flip", "jitter", "grayscale", "blur", "solarize"):
+        probability = getattr(recipe, f"{field}_probability")
+        if not 0 <= probability <= 1:
+            raise ValueError(f"{name}.{field}_probability must be in [0, 1], got {probability}")
+    for field in ("brightness", "contrast", "saturation"):
+        if not 0 <= getattr(recipe, field) < math.inf:
+            raise ValueError(f"{name}.{field} must not be negative, got {getattr(recipe, field)}")
+    if not 0 <= recipe.hue <= 0.5:
+        raise ValueError(f"{name}.hue must be in [0, 0.5] turns, got {recipe.hue}")
+
+
+def _check_images(images: Sequence[Tensor]) -> None:
+    for index, image in enumerate(images):
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or image.device.type != "cpu":
+            raise ValueError(
+                f"images[{index}] must be uint8 [height, width, 3] on the CPU, got {_describe(image)}; "
+                "decode to RGB and move the channels last first"
+            )
+        if image.numel() == 0:
+            raise ValueError(f"images[{index}] has no pixels: {list(image.shape)}")
+
+
+def _check_parameters(parameters_BVP: Tensor, images: Sequence[Tensor], sizes_px: Sequence[int]) -> None:
+    if any(size_px < 1 for size_px in sizes_px):
+        raise ValueError(f"sizes_px must be positive, got {list(sizes_px)}")
+    x, shape = parameters_BVP, (len(images), len(sizes_px), NUM_PARAMETERS)
+    if x.dtype != torch.float32 or tuple(x.shape) != shape or x.device.type != "cpu":
+        raise ValueError(
+            f"parameters_BVP must be float32 {list(shape)} (images, crops, parameters) on the CPU, got {_describe(x)}"
+        )
+    if x.numel() == 0:
+        return
+    image_ends_B12 = torch.tensor([image.shape[:2] for image in images])[:, None, :]
+    begins, lengths = x[..., TOP : LEFT + 1], x[..., HEIGHT : WIDTH + 1]
+    rounding_px = 1e-6 * image_ends_B12
+    requirements = (
+        (x.isfinite().all(-1), "finite values"),
+        (((begins >= 0) & (lengths > 0)).all(-1), "boxes with top, left >= 0 and height, width > 0"),
+        ((begins + lengths <= image_ends_B12 + rounding_px).all(-1), "boxes inside their image"),
+        ((x[..., BRIGHTNESS : SATURATION + 1] >= 0).all(-1), "brightness, contrast and saturation factors >= 0"),
+        (x[..., HUE].abs() <= 1, "a hue shift in [-1, 1] turns"),
+        ((x[..., ORDER : ORDER + 4].sort(-1).values == torch.arange(4)).all(-1), "an order that is a permutation"),
+        (x[..., BLUR_SIGMA] >= 0, "a blur sigma >= 0"),
+    )
+    for holds_BV, what in requirements:
+        if not holds_BV.all():
+            image, crop = (~holds_BV).nonzero()[0].tolist()
+            raise ValueError(
+                f"parameters_BVP needs {what}; crop {crop} of image {image} "
+                f"({list(images[image].shape[:2])} pixels) has {x[image, crop].tolist()}"
+            )

@@ -1,0 +1,107 @@
+"""`webssl train`: from a config to a trained encoder in `output_dir`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from webssl_fast.config.load import ConfigError, changed_keys, load_config, save_config
+from webssl_fast.config.schema import RunConfig
+from webssl_fast.data.index import Index
+from webssl_fast.data.pipeline import TrainLoader, loader_threads
+from webssl_fast.engine import loop, sharding
+from webssl_fast.engine.checkpoint import load_weights
+from webssl_fast.engine.distributed import Distributed
+from webssl_fast.errors import Interrupted
+from webssl_fast.recipes.evaluate import KnnSources, knn
+from webssl_fast.recipes.setup import describe_method, num_parameters, prepared
+
+logger = logging.getLogger(__name__)
+
+
+def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
+    """Trains by a config, from where `output_dir` left off. Raises Interrupted after a signal, UserError for what the
+    user can mend."""
+    with prepared(config_path, overrides) as (config, ranks):
+        method = describe_method(config)
+        index = Index.open(config.data.source)
+        knn_sources = KnnSources.open(config) if config.eval.knn.train_source else None
+        sharding.materialize(method, config.seed, ranks, config.train.precision)
+        if config.method.init_from:
+            load_weights(config.method.init_from, method, ranks)
+
+        output_dir = Path(config.output_dir)
+        if ranks.is_main:
+            _write_config(config, output_dir)
+            _announce(config, index, num_parameters(method.encoder()), ranks)
+        assert config.data.prefetch_batches is not None and config.train.micro_batch_size is not None
+        with TrainLoader(
+            index,
+            config.data,
+            method.crop_recipes(),
+            seed=config.seed,
+            global_batch_size=config.train.global_batch_size,
+            micro_batch_size=config.train.micro_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            prepare=method.prepare,
+            prefetch_batches=config.data.prefetch_batches,
+            num_threads=loader_threads(config.data, config.data.prefetch_batches, torch.get_num_threads()),
+            output_dir=str(output_dir),
+        ) as loader:
+
+            def evaluate(step: int) -> dict[str, float]:
+                assert knn_sources is not None
+                result = knn(method.encoder(), knn_sources, config, ranks)
+                return {f"{result.name}/{name}": score for name, score in result.scores.items()}
+
+            result = loop.train(
+                method,
+                loader,
+                ranks,
+                train_config=config.train,
+                optim_config=config.optim,
+                output_dir=output_dir,
+                facts={"seed": config.seed},
+                num_samples=len(index),
+                evaluate=evaluate if knn_sources else None,
+                evaluate_every=config.eval.every,
+            )
+    if result.interrupted_by is not None:
+        name = signal.Signals(result.interrupted_by).name
+        raise Interrupted(f"{name} at step {result.step}: saved; start the same command again to go on")
+
+
+def _write_config(config: RunConfig, output_dir: Path) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / "config.yaml"
+    if path.exists():
+        try:
+            changes = changed_keys(load_config(path), config)
+        except ConfigError:  # written by another version; the checkpoint's own checks still stand
+            changes = ["the old config cannot be read by this version"]
+        if changes:
+            logger.warning("%s goes on with another config than before: %s", output_dir, "; ".join(changes))
+    save_config(config, path)
+
+
+def _announce(config: RunConfig, index: Index, encoder_parameters: int, ranks: Distributed) -> None:
+    train = config.train
+    logger.info(
+        "%s on %s (%s M parameters), %s images from %s, %s steps of %s images, %s on %d x %s, into %s",
+        config.method.name,
+        config.model.preset,
+        f"{encoder_parameters / 1e6:,.1f}",
+        f"{len(index):,}",
+        config.data.source,
+        f"{train.num_steps:,}",
+        train.global_batch_size,
+        train.precision,
+        ranks.world_size,
+        ranks.device.type,
+        config.output_dir,
+    )

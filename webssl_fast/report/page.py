@@ -1,0 +1,173 @@
+"""One self-contained HTML page about a run: nothing in it is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from webssl_fast.report import curves, scales, sections
+from webssl_fast.report.features import FeaturePicture
+from webssl_fast.report.run_files import Run, read_run
+
+METHOD_NAMES = {"dinov2": "DINOv2", "mae": "MAE", "clip": "CLIP"}
+MAX_TABLE_ROWS = 50
+# Pixels of a chart's view box, near to those it gets on screen so that its text keeps its size. Larger charts are drawn
+# for narrow screens too, and page.css shows the one that fits.
+PANEL, NARROW = (350, 190), (370, 230)
+WIDE = {"main": (1080, 320), "half": (525, 260)}
+
+
+def write_report(
+    run_dir: Path | str,
+    output: Path | str | None = None,
+    pictures: Sequence[FeaturePicture] = (),
+    num_parameters: int | None = None,
+) -> Path:
+    """Writes the report of a run, finished or not, and returns where it is.
+
+    run_dir         what `webssl train` leaves: config.yaml, metrics.jsonl, bad_samples.jsonl, checkpoints/
+    output          the page's path; default `run_dir`/report.html
+    pictures        patch features of sample photographs, from `features.feature_pictures`
+    num_parameters  of the encoder, for the summary
+
+    Raises UserError for a directory that is no run.
+    """
+    run = read_run(run_dir)
+    path = Path(output) if output is not None else run.directory / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(run, pictures, num_parameters), encoding="utf-8")
+    return path
+
+
+def render(run: Run, pictures: Sequence[FeaturePicture] = (), num_parameters: int | None = None) -> str:
+    """The page's HTML. Everything that came from files is escaped by the template engine."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("webssl_fast.report", "template"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=scales.number, percent=scales.percent)
+    environment.globals.update(figure=_figure, jpeg=_jpeg_uri, own_file=_own_file)
+    num_steps = run.setting("train.num_steps")
+    rows = sections.score_rows(run)
+    return environment.get_template("page.html").render(
+        title=_title(run),
+        run=run,
+        started=bool(run.series),
+        facts=_facts(run, rows, num_steps, num_parameters),
+        state=_state(run, num_steps),
+        loss=sections.loss_chart(run),
+        parts=sections.loss_parts(run),
+        evaluations=sections.evaluation_charts(run),
+        rows=rows,
+        pictures=pictures,
+        sections=sections.metric_sections(run),
+        health=_health(run),
+        num_listed=MAX_TABLE_ROWS,
+    )
+
+
+def _title(run: Run) -> str:
+    preset = run.setting("model.preset")
+    method = run.setting("method.name")
+    if not preset:
+        return f"Run {run.directory.resolve().name}"
+    return f"{preset}, {METHOD_NAMES.get(method, method)}" if method else str(preset)
+
+
+def _state(run: Run, num_steps: int | None) -> str:
+    if not run.series:
+        return "Nothing was logged yet."
+    logged = datetime.fromtimestamp((run.directory / "metrics.jsonl").stat().st_mtime, timezone.utc)
+    when = f"last logged {logged:%Y-%m-%d %H:%M} UTC"
+    if num_steps and run.last_step < num_steps:
+        return f"Unfinished: step {run.last_step:,} of {num_steps:,}, {when}."
+    return f"Finished, {when}."
+
+
+def _facts(
+    run: Run, rows: list[sections.ScoreRow], num_steps: int | None, num_parameters: int | None
+) -> list[tuple[str, str, str]]:
+    """What a reader wants to know first: (name, value, note)."""
+    if not run.series:
+        return []
+    facts = []
+    if num_parameters:
+        facts.append(("Parameters", scales.big_count(num_parameters), "encoder"))
+    facts.append(("Steps", f"{run.last_step:,}", f"of {num_steps:,}" if num_steps else ""))
+    facts.append(("Images seen", scales.big_count(sections.images_seen(run)), _epochs(run)))
+    facts.append(("Loss", scales.number(run.last("loss")), f"from {scales.number(_first(run, 'loss'))}"))
+    for row in rows:
+        if row.score.endswith("top-1"):
+            name = f"{row.evaluation}, {row.score.removesuffix(' top-1')}"
+            untrained = "untrained" if row.first_step == 0 else f"at step {row.first_step:,}"
+            note = f"from {scales.percent(row.first)} {untrained}" if row.last_step > row.first_step else untrained
+            facts.append((name, scales.percent(row.last), note))
+    speeds = run.get("samples_per_second").finite.values
+    if speeds:
+        facts.append(("Throughput", scales.number(statistics.median(speeds), 3), "images/s, median"))
+    return facts
+
+
+def _first(run: Run, key: str) -> float | None:
+    values = run.get(key).finite.values
+    return values[0] if values else None
+
+
+def _epochs(run: Run) -> str:
+    epoch = run.last("epoch")
+    return f"epoch {scales.number(epoch, 3)}" if epoch is not None else ""
+
+
+def _health(run: Run) -> dict[str, Any]:
+    """Counts of what went wrong with data and steps. A bad sample is listed once and replaced in every epoch."""
+    num_replaced = run.last("bad_samples")
+    if num_replaced is None:
+        num_replaced = float(len(run.bad_samples))
+    seen = sections.images_seen(run)
+    reasons = Counter(sample.reason for sample in run.bad_samples)
+    return {
+        "num_replaced": int(num_replaced),
+        "share": num_replaced / seen if seen else None,
+        "limit": run.setting("data.max_bad_share"),
+        "num_skipped": int(run.last("skipped_steps") or 0),
+        "has_batches": (run.directory / "nonfinite_batches.jsonl").is_file(),
+        "reasons": reasons.most_common(8),
+    }
+
+
+def _figure(chart: curves.Chart, size: str = "panel") -> Markup:
+    """A chart with its title; `size` is panel, or one of WIDE."""
+    if size in WIDE:
+        drawn = curves.svg(chart, *WIDE[size], "wide") + curves.svg(chart, *NARROW, "narrow")
+    else:
+        drawn = curves.svg(chart, *PANEL)
+    unit = Markup(' <span class="unit">{}</span>').format(chart.unit) if chart.unit else ""
+    return Markup(
+        '<figure class="chart {}" data-lines="{}"><figcaption><b>{}</b>{}<span class="readout">{}</span></figcaption>'
+        "{}</figure>"
+    ).format(size, curves.hover_data(chart), chart.title, unit, curves.describe(chart), drawn)
+
+
+def _jpeg_uri(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _own_file(name: str) -> Markup:
+    """Style and script of the package itself, inlined as they are."""
+    return Markup((Path(__file__).parent / "template" / name).read_text(encoding="utf-8"))
