@@ -15,6 +15,15 @@ struct Bfloat16 {
 WEBSSL_HD float load_f32(const float* p) { return *p; }
 WEBSSL_HD float load_f32(const Bfloat16* p) { return float_from_bits(static_cast<uint32_t>(p->bits) << 16); }
 
+// A run of values as fp32: the values themselves, or their widening into `buffer`. Loops with wide bodies run over it,
+// since GCC halves the vectors of a loop that mixes 16-bit and 32-bit elements.
+WEBSSL_HD const float* widened(const float* values, int64_t, float*) { return values; }
+WEBSSL_HD const float* widened(const Bfloat16* values, int64_t size, float* buffer) {
+#pragma omp simd simdlen(32)
+  for (int64_t i = 0; i < size; ++i) buffer[i] = load_f32(values + i);
+  return buffer;
+}
+
 WEBSSL_HD void store_f32(float* p, float value) { *p = value; }
 WEBSSL_HD void store_f32(Bfloat16* p, float value) {
   const uint32_t bits = bits_from_float(value);

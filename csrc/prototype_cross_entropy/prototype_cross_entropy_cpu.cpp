@@ -1,5 +1,3 @@
-#include "prototype_cross_entropy/prototype_cross_entropy.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,12 +7,14 @@
 #include "core/bfloat16.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "prototype_cross_entropy/prototype_cross_entropy.h"
 #include "prototype_cross_entropy/prototype_cross_entropy_math.h"
 
 namespace webssl::prototype_cross_entropy {
 namespace {
 
-constexpr int64_t kChunk = 1024;            // prototypes that share a maximum
+constexpr int64_t kChunk = 1024;                  // prototypes that share a shift of their exponents
+constexpr float kHeadroom = 40.0f;                // by which y may exceed the shift: e^40 * K stays far below 3e38
 constexpr int64_t kScaleTask = int64_t{1} << 18;  // elements
 
 struct Params {
@@ -31,125 +31,144 @@ struct Params {
   void* grad_SK;
 };
 
-// Sums over one chunk, or one row, of one pair: P = sum p, sum p y.
+struct StudentSums {
+  float max;  // of y
+  float sum;  // of exp(y - shift)
+};
+
 struct PairSums {
-  float mass = 0.0f;
-  float product = 0.0f;
+  float mass;     // sum p
+  float product;  // sum p (y - shift): without the shift, large logits would cancel in fp32
 };
 
-// y and exp(y - max) of one chunk.
-struct StudentChunk {
-  float max;
-  float sum;
-};
-
-template <typename T>
-WEBSSL_HD StudentChunk student_chunk(const T* student, float inverse_temperature, int64_t size, float* y, float* e) {
-  float max = -3.402823466e38f;
-#pragma omp simd reduction(max : max)
+// y - shift, and exp of it if the gradient needs it, of one chunk.
+template <bool kWithGradient>
+WEBSSL_HD StudentSums student_chunk(const float* student, float inverse_temperature, float shift, int64_t size,
+                                    const Exp& exp, float* shifted_y, float* e) {
+  float max = -3.402823466e38f, sum = 0.0f;
+#pragma omp simd reduction(max : max) reduction(+ : sum)
   for (int64_t k = 0; k < size; ++k) {
-    y[k] = load_f32(student + k) * inverse_temperature;
-    max = y[k] > max ? y[k] : max;
-  }
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < size; ++k) {
-    e[k] = exp_f32(y[k] - max);
-    sum += e[k];
+    const float y = student[k] * inverse_temperature;
+    max = y > max ? y : max;
+    shifted_y[k] = y - shift;
+    const float value = exp(y - shift);
+    if (kWithGradient) e[k] = value;
+    sum += value;
   }
   return {max, sum};
 }
 
-// Products are taken relative to the chunk's maximum of y, so that large logits do not cancel in fp32.
-template <bool kFirst, typename T>
-WEBSSL_HD PairSums pair_chunk(const T* teacher, float inverse_temperature, float row_potential,
-                              const float* prototype_potential, float weight, const float* y, float y_max,
-                              int64_t size, float* target) {
+template <bool kWithGradient, bool kFirst>
+WEBSSL_HD PairSums pair_chunk(const float* teacher, float inverse_temperature, float row_potential,
+                              const float* prototype_potential, float weight, const float* shifted_y, int64_t size,
+                              const Exp& exp, float* target) {
   float mass = 0.0f, product = 0.0f;
 #pragma omp simd reduction(+ : mass, product)
   for (int64_t k = 0; k < size; ++k) {
-    const float p = target_probability(load_f32(teacher + k), inverse_temperature, row_potential,
-                                       prototype_potential[k]);
+    const float p = target_probability(teacher[k], inverse_temperature, row_potential, prototype_potential[k], exp);
     mass += p;
-    product += p * (y[k] - y_max);
-    target[k] = kFirst ? weight * p : target[k] + weight * p;
+    product += p * shifted_y[k];
+    if (kWithGradient) target[k] = kFirst ? weight * p : target[k] + weight * p;
   }
   return {mass, product};
 }
 
-template <typename Student, typename Teacher>
-WEBSSL_HD void student_row(const Params& params, int64_t s) {
-  const int64_t num_prototypes = params.num_prototypes, num_pairs = params.num_pairs;
-  const float* weights = params.weights_SM + s * num_pairs;
-  const int64_t* target_rows = params.target_rows_SM + s * num_pairs;
-  Student* grad = params.grad_SK ? static_cast<Student*>(params.grad_SK) + s * num_prototypes : nullptr;
-
-  int64_t num_active = 0;
-  for (int64_t m = 0; m < num_pairs; ++m) {
-    if (weights[m] == 0.0f) continue;
-    if (target_rows[m] < 0 || target_rows[m] >= params.num_teachers) {
+// The number of pairs that count. Throws where one of them has no teacher row.
+int64_t count_pairs(const Params& params, int64_t s) {
+  int64_t count = 0;
+  for (int64_t m = 0; m < params.num_pairs; ++m) {
+    if (params.weights_SM[s * params.num_pairs + m] == 0.0f) continue;
+    const int64_t row = params.target_rows_SM[s * params.num_pairs + m];
+    if (row < 0 || row >= params.num_teachers) {
       throw std::out_of_range("target_rows_SM[" + std::to_string(s) + ", " + std::to_string(m) + "] is " +
-                              std::to_string(target_rows[m]) + ", but there are " +
-                              std::to_string(params.num_teachers) + " teacher rows");
+                              std::to_string(row) + ", but there are " + std::to_string(params.num_teachers) +
+                              " teacher rows");
     }
-    ++num_active;
+    ++count;
   }
-  if (num_active == 0) {
-    params.loss_S[s] = 0.0;
-    if (grad) memset(grad, 0, num_prototypes * sizeof(Student));
-    return;
-  }
+  return count;
+}
 
-  const Student* student = static_cast<const Student*>(params.student_SK) + s * params.student_stride;
+template <typename Student, typename Teacher, bool kWithGradient>
+WEBSSL_HD void student_row(const Params& params, int64_t s) {
+  const Exp exp;
+  const int64_t num_prototypes = params.num_prototypes, num_pairs = params.num_pairs;
   const int64_t num_chunks = (num_prototypes + kChunk - 1) / kChunk;
-  float* e_K = thread_scratch(2 * num_prototypes + 2 * num_chunks);
+  const float* weights_M = params.weights_SM + s * num_pairs;
+  const int64_t* target_rows_M = params.target_rows_SM + s * num_pairs;
+  const Student* student = static_cast<const Student*>(params.student_SK) + s * params.student_stride;
+  float* shift_C = thread_scratch(num_chunks + (kWithGradient ? 2 * num_prototypes : 0));
+  float* e_K = shift_C + num_chunks;
   float* target_K = e_K + num_prototypes;
-  float* max_C = target_K + num_prototypes;
-  float* sum_C = max_C + num_chunks;
-  float y[kChunk];
+  float shifted_y[kChunk], buffer[kChunk];
 
-  // The row's loss: mass * lse - sum_m w_m sum_k p_mk y_k, with sum_k p y = sum over chunks of product + mass * y_max.
-  double weighted_mass = 0.0, weighted_product = 0.0;
-  float row_max = -3.402823466e38f;
+  // The row's loss is mass * (shift + log sum) - product, mass and product weighted by pair.
+  double sum = 0.0, mass = 0.0, product = 0.0;
+  float shift = load_f32(student) * params.inverse_student_temperature;
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     const int64_t begin = chunk * kChunk, size = std::min(kChunk, num_prototypes - begin);
-    const StudentChunk c =
-        student_chunk(student + begin, params.inverse_student_temperature, size, y, e_K + begin);
-    max_C[chunk] = c.max;
-    sum_C[chunk] = c.sum;
-    row_max = std::max(row_max, c.max);
+    const float* x = widened(student + begin, size, buffer);
+    // The largest logit is not known in advance, and rarely needed: a running shift is raised, and the chunk done
+    // again, only where it would overflow.
+    StudentSums student_sums;
+    for (bool again = true; again;) {
+      student_sums =
+          student_chunk<kWithGradient>(x, params.inverse_student_temperature, shift, size, exp, shifted_y, e_K + begin);
+      again = student_sums.max - shift > kHeadroom;
+      if (again) {
+        sum *= exp(shift - student_sums.max);
+        shift = student_sums.max;
+      }
+    }
+    shift_C[chunk] = shift;
+    sum += student_sums.sum;
+
     bool first = true;
     for (int64_t m = 0; m < num_pairs; ++m) {
-      const float weight = weights[m];
+      const float weight = weights_M[m];
       if (weight == 0.0f) continue;
-      const int64_t row = target_rows[m];
-      const Teacher* teacher = static_cast<const Teacher*>(params.teacher_RK) + row * params.teacher_stride + begin;
+      const int64_t row = target_rows_M[m];
+      const float* teacher =
+          widened(static_cast<const Teacher*>(params.teacher_RK) + row * params.teacher_stride + begin, size, buffer);
+      const float row_potential = params.row_potential_R[row];
+      const float* prototype_potential = params.prototype_potential_K + begin;
       const PairSums sums =
-          first ? pair_chunk<true>(teacher, params.inverse_teacher_temperature, params.row_potential_R[row],
-                                   params.prototype_potential_K + begin, weight, y, c.max, size, target_K + begin)
-                : pair_chunk<false>(teacher, params.inverse_teacher_temperature, params.row_potential_R[row],
-                                    params.prototype_potential_K + begin, weight, y, c.max, size, target_K + begin);
+          first ? pair_chunk<kWithGradient, true>(teacher, params.inverse_teacher_temperature, row_potential,
+                                                  prototype_potential, weight, shifted_y, size, exp, target_K + begin)
+                : pair_chunk<kWithGradient, false>(teacher, params.inverse_teacher_temperature, row_potential,
+                                                   prototype_potential, weight, shifted_y, size, exp, target_K + begin);
       first = false;
-      weighted_mass += static_cast<double>(weight) * sums.mass;
-      weighted_product += static_cast<double>(weight) * (sums.product + static_cast<double>(sums.mass) * c.max);
+      mass += static_cast<double>(weight) * sums.mass;
+      product += static_cast<double>(weight) * (sums.product + static_cast<double>(sums.mass) * shift);
     }
   }
+  params.loss_S[s] = mass * (shift + std::log(sum)) - product;
 
-  double sum = 0.0;
-  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-    max_C[chunk] = exp_f32(max_C[chunk] - row_max);
-    sum += static_cast<double>(max_C[chunk]) * sum_C[chunk];
-  }
-  params.loss_S[s] = weighted_mass * (row_max + std::log(sum)) - weighted_product;
-  if (!grad) return;
+  if (!kWithGradient) return;
+  Student* grad = static_cast<Student*>(params.grad_SK) + s * num_prototypes;
   const float inverse_temperature = params.inverse_student_temperature;
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, num_prototypes);
-    const float mass_over_sum = static_cast<float>(weighted_mass * max_C[chunk] / sum);
+    const float mass_over_sum = static_cast<float>(mass / sum * exp(shift_C[chunk] - shift));
 #pragma omp simd
     for (int64_t k = begin; k < end; ++k) {
       store_f32(grad + k, inverse_temperature * student_gradient(e_K[k], mass_over_sum, target_K[k]));
     }
+  }
+}
+
+template <typename Student, typename Teacher>
+WEBSSL_HD void student_row(const Params& params, int64_t s) {
+  if (count_pairs(params, s) == 0) {
+    params.loss_S[s] = 0.0;
+    if (params.grad_SK) {
+      memset(static_cast<Student*>(params.grad_SK) + s * params.num_prototypes, 0,
+             params.num_prototypes * sizeof(Student));
+    }
+  } else if (params.grad_SK) {
+    student_row<Student, Teacher, true>(params, s);
+  } else {
+    student_row<Student, Teacher, false>(params, s);
   }
 }
 

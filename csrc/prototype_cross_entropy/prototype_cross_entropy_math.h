@@ -8,8 +8,8 @@ namespace webssl::prototype_cross_entropy {
 
 // A Sinkhorn-Knopp (or centred softmax) target, rebuilt from the teacher's logit and the potentials.
 WEBSSL_HD float target_probability(float teacher_logit, float inverse_temperature, float row_potential,
-                                   float prototype_potential) {
-  return exp_f32((teacher_logit * inverse_temperature + row_potential) + prototype_potential);
+                                   float prototype_potential, const Exp& exp) {
+  return exp((teacher_logit * inverse_temperature + row_potential) + prototype_potential);
 }
 
 // d loss / d student_logit, from loss = sum_m w_m (P_m log sum exp(y) - sum_k p_mk y_k), y = student / temperature:

@@ -39,7 +39,7 @@ struct RowPass {
   Logits logits;
   const float* prototype_potential_K;
   float* row_potential_R;
-  float* column_sum_K;   // null: not wanted
+  float* column_sum_K;    // null: not wanted
   float* partial_sum_PK;  // workspace, P = num_row_partitions(R); null if column_sum_K is
 };
 

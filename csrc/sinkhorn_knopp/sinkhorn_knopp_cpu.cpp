@@ -15,7 +15,8 @@ constexpr int64_t kColumnTile = 2048;   // prototypes of one task of the column 
 constexpr int64_t kRowsPerMerge = 64;   // bounds the rounding error of long sums
 constexpr int64_t kMaxPartitions = 32;  // of the rows in the row pass
 constexpr int64_t kRowBlock = 4;        // rows whose exponentials are held between the two halves of the row pass
-constexpr int64_t kChunk = 1024;        // prototypes that share a maximum
+constexpr int64_t kChunk = 1024;        // prototypes that share a shift of their exponents
+constexpr float kHeadroom = 40.0f;      // by which a scaled logit may exceed the shift: e^40 * K stays far below 3e38
 
 template <typename T>
 WEBSSL_HD const T* row_data(const Logits& logits, int64_t row) {
@@ -24,29 +25,49 @@ WEBSSL_HD const T* row_data(const Logits& logits, int64_t row) {
 
 inline bool takes_part(const Logits& logits, int64_t row) { return !logits.row_mask || logits.row_mask[row]; }
 
+// Adds four rows at once: their common maximum spares the old sums all but one rescaling.
+template <typename T>
+WEBSSL_HD void add_four_rows(const T* const* rows, float inverse_temperature, int64_t size, const Exp& exp, float* max,
+                             float* sum) {
+  const T *row0 = rows[0], *row1 = rows[1], *row2 = rows[2], *row3 = rows[3];
+#pragma omp simd simdlen(32)
+  for (int64_t k = 0; k < size; ++k) {
+    const float x0 = load_f32(row0 + k) * inverse_temperature, x1 = load_f32(row1 + k) * inverse_temperature;
+    const float x2 = load_f32(row2 + k) * inverse_temperature, x3 = load_f32(row3 + k) * inverse_temperature;
+    const float max01 = x0 > x1 ? x0 : x1, max23 = x2 > x3 ? x2 : x3;
+    float new_max = max01 > max23 ? max01 : max23;
+    new_max = new_max > max[k] ? new_max : max[k];
+    sum[k] = sum[k] * exp(max[k] - new_max) +
+             ((exp(x0 - new_max) + exp(x1 - new_max)) + (exp(x2 - new_max) + exp(x3 - new_max)));
+    max[k] = new_max;
+  }
+}
+
 template <typename T>
 WEBSSL_HD void column_tile(const ColumnPass& pass, int64_t begin, int64_t size) {
   const Logits& logits = pass.logits;
+  const Exp exp;
   float max[kColumnTile], sum[kColumnTile];
   float* total_max = pass.max_K + begin;
   float* total_sum = pass.sum_K + begin;
-  for (int64_t k = 0; k < size; ++k) {
-    total_max[k] = LogSumExp().max;
-    total_sum[k] = 0.0f;
-  }
-  for (int64_t block = 0; block < logits.num_rows; block += kRowsPerMerge) {
-    const int64_t block_end = std::min(block + kRowsPerMerge, logits.num_rows);
-    for (int64_t k = 0; k < size; ++k) {
-      max[k] = LogSumExp().max;
-      sum[k] = 0.0f;
+  std::fill_n(total_max, size, LogSumExp().max);
+  std::fill_n(total_sum, size, LogSumExp().sum);
+  for (int64_t row = 0; row < logits.num_rows;) {
+    const T* rows[kRowsPerMerge];
+    int64_t num_rows = 0;
+    for (; row < logits.num_rows && num_rows < kRowsPerMerge; ++row) {
+      if (takes_part(logits, row)) rows[num_rows++] = row_data<T>(logits, row) + begin;
     }
-    for (int64_t row = block; row < block_end; ++row) {
-      if (!takes_part(logits, row)) continue;
-      const T* x = row_data<T>(logits, row) + begin;
-#pragma omp simd
+    std::fill_n(max, size, LogSumExp().max);
+    std::fill_n(sum, size, LogSumExp().sum);
+    int64_t i = 0;
+    for (; i + 4 <= num_rows; i += 4) add_four_rows(rows + i, logits.inverse_temperature, size, exp, max, sum);
+    for (; i < num_rows; ++i) {
+      const T* x = rows[i];
+#pragma omp simd simdlen(32)
       for (int64_t k = 0; k < size; ++k) {
         LogSumExp s{max[k], sum[k]};
-        add(s, load_f32(x + k) * logits.inverse_temperature);
+        add(s, load_f32(x + k) * logits.inverse_temperature, exp);
         max[k] = s.max;
         sum[k] = s.sum;
       }
@@ -54,7 +75,7 @@ WEBSSL_HD void column_tile(const ColumnPass& pass, int64_t begin, int64_t size) 
 #pragma omp simd
     for (int64_t k = 0; k < size; ++k) {
       LogSumExp s{total_max[k], total_sum[k]};
-      merge(s, {max[k], sum[k]});
+      merge(s, {max[k], sum[k]}, exp);
       total_max[k] = s.max;
       total_sum[k] = s.sum;
     }
@@ -68,23 +89,17 @@ WEBSSL_MULTIVERSION void column_tile_bf16(const ColumnPass& pass, int64_t begin,
   column_tile<Bfloat16>(pass, begin, size);
 }
 
-// exp(scaled logit - maximum of the chunk) into e; returns the maximum and the sum.
-template <typename T>
-WEBSSL_HD LogSumExp exponentials(const T* logits, const float* prototype_potential, float inverse_temperature,
-                                 int64_t size, float* e) {
-  LogSumExp result;
-  float max = result.max;
-#pragma omp simd reduction(max : max)
+// exp(scaled logit - shift) into e, unless it is null; returns the sum and the maximum of the scaled logits.
+template <bool kStore>
+WEBSSL_HD LogSumExp exponentials(const float* logits, const float* prototype_potential, float inverse_temperature,
+                                 float shift, int64_t size, const Exp& exp, float* e) {
+  float max = LogSumExp().max, sum = 0.0f;
+#pragma omp simd reduction(max : max) reduction(+ : sum)
   for (int64_t k = 0; k < size; ++k) {
-    const float x = scaled_logit(load_f32(logits + k), inverse_temperature, prototype_potential[k]);
-    e[k] = x;
+    const float x = scaled_logit(logits[k], inverse_temperature, prototype_potential[k]);
     max = x > max ? x : max;
-  }
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < size; ++k) {
-    const float value = exp_f32(e[k] - max);
-    e[k] = value;
+    const float value = exp(x - shift);
+    if (kStore) e[k] = value;
     sum += value;
   }
   return {max, sum};
@@ -113,48 +128,68 @@ WEBSSL_HD void accumulate(const float* e_RK, int64_t num_rows, int64_t num_proto
   }
 }
 
-template <typename T>
+template <typename T, bool kWithSums>
 WEBSSL_HD void row_partition(const RowPass& pass, int64_t row_begin, int64_t row_end, float* sum_K) {
   const Logits& logits = pass.logits;
+  const Exp exp;
   const int64_t num_prototypes = logits.num_prototypes;
   const int64_t num_chunks = (num_prototypes + kChunk - 1) / kChunk;
-  float* e_RK = thread_scratch(kRowBlock * num_prototypes + 2 * kRowBlock * num_chunks);
-  float* max_RC = e_RK + kRowBlock * num_prototypes;  // becomes the scales
-  float* chunk_sum_RC = max_RC + kRowBlock * num_chunks;
-  if (sum_K) memset(sum_K, 0, num_prototypes * sizeof(float));
+  float* shift_RC = thread_scratch(2 * kRowBlock * num_chunks + (kWithSums ? kRowBlock * num_prototypes : 0));
+  float* chunk_sum_RC = shift_RC + kRowBlock * num_chunks;
+  float* e_RK = chunk_sum_RC + kRowBlock * num_chunks;
+  if (kWithSums) memset(sum_K, 0, num_prototypes * sizeof(float));
   int64_t row = row_begin;
   while (row < row_end) {
     int64_t rows[kRowBlock], num_rows = 0;
+    float shift_R[kRowBlock], buffer[kChunk];
     for (; row < row_end && num_rows < kRowBlock; ++row) {
-      if (takes_part(logits, row)) {
-        rows[num_rows++] = row;
-      } else {
+      if (!takes_part(logits, row)) {
         pass.row_potential_R[row] = -INFINITY;
+        continue;
       }
+      rows[num_rows] = row;
+      shift_R[num_rows++] =
+          scaled_logit(load_f32(row_data<T>(logits, row)), logits.inverse_temperature, pass.prototype_potential_K[0]);
     }
     for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
       const int64_t begin = chunk * kChunk, size = std::min(kChunk, num_prototypes - begin);
       for (int64_t i = 0; i < num_rows; ++i) {
-        const LogSumExp s =
-            exponentials(row_data<T>(logits, rows[i]) + begin, pass.prototype_potential_K + begin,
-                         logits.inverse_temperature, size, e_RK + i * num_prototypes + begin);
-        max_RC[i * num_chunks + chunk] = s.max;
+        // The largest logit of a row is not known in advance, and rarely needed: a running shift is raised, and the
+        // chunk done again, only where it would overflow.
+        const float* x = widened(row_data<T>(logits, rows[i]) + begin, size, buffer);
+        LogSumExp s;
+        for (bool again = true; again;) {
+          s = exponentials<kWithSums>(x, pass.prototype_potential_K + begin, logits.inverse_temperature, shift_R[i],
+                                      size, exp, kWithSums ? e_RK + i * num_prototypes + begin : nullptr);
+          again = s.max - shift_R[i] > kHeadroom;
+          if (again) shift_R[i] = s.max;
+        }
+        shift_RC[i * num_chunks + chunk] = shift_R[i];
         chunk_sum_RC[i * num_chunks + chunk] = s.sum;
       }
     }
     for (int64_t i = 0; i < num_rows; ++i) {
-      float* max = max_RC + i * num_chunks;
-      const float* chunk_sum = chunk_sum_RC + i * num_chunks;
-      const float row_max = *std::max_element(max, max + num_chunks);
+      float* scale_C = shift_RC + i * num_chunks;
+      const float* chunk_sum_C = chunk_sum_RC + i * num_chunks;
       double sum = 0.0;
       for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-        max[chunk] = exp_f32(max[chunk] - row_max);
-        sum += static_cast<double>(max[chunk]) * chunk_sum[chunk];
+        scale_C[chunk] = exp(scale_C[chunk] - shift_R[i]);
+        sum += static_cast<double>(scale_C[chunk]) * chunk_sum_C[chunk];
       }
-      for (int64_t chunk = 0; chunk < num_chunks; ++chunk) max[chunk] = static_cast<float>(max[chunk] / sum);
-      pass.row_potential_R[rows[i]] = static_cast<float>(-(row_max + std::log(sum)));
+      const float inverse_sum = static_cast<float>(1.0 / sum);
+      for (int64_t chunk = 0; chunk < num_chunks; ++chunk) scale_C[chunk] *= inverse_sum;
+      pass.row_potential_R[rows[i]] = static_cast<float>(-(shift_R[i] + std::log(sum)));
     }
-    if (sum_K) accumulate(e_RK, num_rows, num_prototypes, max_RC, num_chunks, sum_K);
+    if (kWithSums) accumulate(e_RK, num_rows, num_prototypes, shift_RC, num_chunks, sum_K);
+  }
+}
+
+template <typename T>
+WEBSSL_HD void row_partition(const RowPass& pass, int64_t row_begin, int64_t row_end, float* sum_K) {
+  if (sum_K) {
+    row_partition<T, true>(pass, row_begin, row_end, sum_K);
+  } else {
+    row_partition<T, false>(pass, row_begin, row_end, nullptr);
   }
 }
 

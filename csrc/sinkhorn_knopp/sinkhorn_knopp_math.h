@@ -13,16 +13,16 @@ struct LogSumExp {
 };
 
 // Adds exp(x). One exponential: either x or the old maximum is the new maximum.
-WEBSSL_HD void add(LogSumExp& total, float x) {
+WEBSSL_HD void add(LogSumExp& total, float x, const Exp& exp) {
   const float difference = x - total.max;
-  const float e = exp_f32(difference > 0.0f ? -difference : difference);
+  const float e = exp(difference > 0.0f ? -difference : difference);
   total.sum = difference > 0.0f ? total.sum * e + 1.0f : total.sum + e;
   total.max = difference > 0.0f ? x : total.max;
 }
 
-WEBSSL_HD void merge(LogSumExp& total, LogSumExp other) {
+WEBSSL_HD void merge(LogSumExp& total, LogSumExp other, const Exp& exp) {
   const float max = total.max > other.max ? total.max : other.max;
-  total.sum = total.sum * exp_f32(total.max - max) + other.sum * exp_f32(other.max - max);
+  total.sum = total.sum * exp(total.max - max) + other.sum * exp(other.max - max);
   total.max = max;
 }
 

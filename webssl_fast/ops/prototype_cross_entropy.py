@@ -1,4 +1,4 @@
-"""Cross-entropy of student prototypes against teacher targets that are rebuilt on the fly, loss and gradient in one pass.
+"""Cross-entropy of student prototypes against teacher targets rebuilt on the fly: loss and gradient in one pass.
 
 Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", 2023, section 4 (the image-level and
 patch-level objectives):
@@ -33,15 +33,15 @@ def prototype_cross_entropy(
 ) -> Tensor:
     """The weighted sum of cross-entropies, an fp32 scalar, differentiable by `student_logits_SK` alone, and once.
 
-    The student's gradient is computed together with the loss (where one is required) and scaled in place by the backward,
-    so that a second backward through the same loss is an error: call the function again. The result does not depend on
-    the number of threads.
+    The student's gradient is computed together with the loss (where one is required) and scaled in place by the
+    backward, so that a second backward through the same loss is an error: call the function again. The result does not
+    depend on the number of threads.
 
     Args:
         student_logits_SK, teacher_logits_RK: fp32 or bf16 on the CPU, each of its own dtype. Prototypes should be
             contiguous, otherwise a copy is made.
-        row_potential_R, prototype_potential_K: fp32, of `sinkhorn_knopp` or `softmax_potentials` on the teacher's logits
-            at `teacher_temperature`.
+        row_potential_R, prototype_potential_K: fp32, of `sinkhorn_knopp` or `softmax_potentials` on the teacher's
+            logits at `teacher_temperature`.
         target_rows_SM: int32 or int64, the teacher row of each pair, in [0, R).
         weights_SM: fp32. Pairs of weight 0 are skipped and their target row is not read.
         student_temperature, teacher_temperature: > 0.
@@ -84,7 +84,9 @@ def _check(
 ) -> None:
     for name, logits in (("student_logits_SK", student_logits_SK), ("teacher_logits_RK", teacher_logits_RK)):
         if logits.ndim != 2 or logits.shape[1] == 0:
-            raise ValueError(f"{name} has shape {tuple(logits.shape)}; it needs (rows, prototypes), at least 1 prototype")
+            raise ValueError(
+                f"{name} has shape {tuple(logits.shape)}; it needs (rows, prototypes), at least 1 prototype"
+            )
         if logits.dtype not in (torch.float32, torch.bfloat16):
             raise TypeError(f"{name} is {logits.dtype}; it must be float32 or bfloat16")
     num_students, num_prototypes = student_logits_SK.shape
@@ -239,8 +241,8 @@ def _backward(ctx, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ..
         raise RuntimeError("prototype_cross_entropy has no second derivative: call backward without create_graph")
     if ctx.used:
         raise RuntimeError(
-            "prototype_cross_entropy: second backward through one loss. The first scaled the gradient in place to save a "
-            "pass and its memory; call the function again, or sum what you differentiate into one backward."
+            "prototype_cross_entropy: second backward through one loss. The first scaled the gradient in place to save "
+            "a pass and its memory; call the function again, or sum what you differentiate into one backward."
         )
     ctx.used = True
     torch.ops.webssl.prototype_cross_entropy_backward(grad_SK, grad_loss)
@@ -248,7 +250,9 @@ def _backward(ctx, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ..
 
 
 torch.library.register_fake("webssl::prototype_cross_entropy", _forward_fake, lib=_library.LIBRARY)
-torch.library.register_fake("webssl::prototype_cross_entropy_backward", lambda grad_SK, grad_loss: None, lib=_library.LIBRARY)
+torch.library.register_fake(
+    "webssl::prototype_cross_entropy_backward", lambda grad_SK, grad_loss: None, lib=_library.LIBRARY
+)
 _library.LIBRARY.impl("prototype_cross_entropy", _forward_cpu, "CPU")
 _library.LIBRARY.impl("prototype_cross_entropy_backward", _backward_cpu, "CPU")
 torch.library.register_autograd(

@@ -1,9 +1,9 @@
 """Sinkhorn-Knopp targets as two potential vectors, streamed over the logits and never materialised.
 
-Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments" (SwAV), 2020, section 3.1 and
-listing 1, as DINOv2 uses it: starting from exp(logits / temperature), each iteration divides every prototype by its sum
-over the rows of all ranks and then every row by its own sum. In the log domain, with row potentials f and prototype
-potentials g and f = 0 at first:
+Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments" (SwAV), 2020, section 3.1,
+as DINOv2 uses it: starting from exp(logits / temperature), each iteration divides every prototype by its sum over the
+rows of all ranks and then every row by its own sum. In the log domain, with row potentials f and prototype potentials g
+and f = 0 at first:
 
     g_k = -log sum_r exp(logits_rk / temperature + f_r)        (over all ranks)
     f_r = -log sum_k exp(logits_rk / temperature + g_k)
@@ -35,9 +35,9 @@ def sinkhorn_knopp(
 ) -> tuple[Tensor, Tensor]:
     """Potentials (row_potential_R, prototype_potential_K), both fp32, of the Sinkhorn-Knopp targets.
 
-    The targets are exp(logits_RK / temperature + row_potential_R[:, None] + prototype_potential_K); each row of them sums
-    to 1. They carry no gradient. Rows are joined over `process_group`, or over the default group if torch.distributed is
-    initialised; a rank may have no row. The result does not depend on the number of threads.
+    The targets are exp(logits_RK / temperature + row_potential_R[:, None] + prototype_potential_K); each row of them
+    sums to 1. They carry no gradient. Rows are joined over `process_group`, or over the default group if
+    torch.distributed is initialised; a rank may have no row. The result does not depend on the number of threads.
 
     Args:
         logits_RK: fp32 or bf16 on the CPU, any finite values whose quotient by the temperature is finite in fp32.

@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from webssl_fast.ops import _library
+from webssl_fast.ops.attention import attention, attention_reference
+
+CASES = {
+    "one token": (((1, 1),), 1, 8),
+    "odd": (((3, 7), (2, 1), (5, 2)), 3, 5),
+    "crops": (((4, 257), (8, 50)), 2, 64),
+}
+
+
+def exact(qkv, groups):
+    """softmax(q k^T / sqrt(d)) v in fp64, sequence by sequence and head by head."""
+    qkv = qkv.double()
+    rows, begin = [], 0
+    for count, length in groups:
+        for _ in range(count):
+            q, k, v = qkv[begin : begin + length].unbind(1)
+            heads = []
+            for h in range(qkv.shape[2]):
+                scores = q[:, h] @ k[:, h].T / qkv.shape[3] ** 0.5
+                weights = torch.exp(scores - scores.max(dim=1, keepdim=True).values)
+                heads.append(weights / weights.sum(dim=1, keepdim=True) @ v[:, h])
+            rows.append(torch.cat(heads, dim=1))
+            begin += length
+    return torch.cat(rows)
+
+
+def random_qkv(groups, heads, width, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sum(count * length for count, length in groups)
+    return torch.randn(tokens, 3, heads, width, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups,heads,width", CASES.values(), ids=CASES)
+def test_matches_reference(groups, heads, width, dtype):
+    qkv = random_qkv(groups, heads, width, dtype)
+    expected = exact(qkv, groups)
+    error = (attention(qkv, groups).double() - expected).abs().max()
+    torch_error = (attention_reference(qkv, groups).double() - expected).abs().max()
+    # Torch's bf16 SDPA also rounds the probabilities to bf16; a sum of them keeps a relative 2^-8.
+    floor = 1e-6 if dtype == torch.float32 else 2**-8 * expected.abs().max()
+    assert error <= 2 * torch_error + floor
+
+
+@pytest.mark.parametrize("groups,heads,width", CASES.values(), ids=CASES)
+def test_gradients_match_reference(groups, heads, width):
+    qkv = random_qkv(groups, heads, width, torch.float32)
+    weight = random_qkv(groups, heads, width, torch.float32, seed=1)[:, 0].flatten(1)
+    gradients = []
+    for function, dtype in ((exact, torch.float64), (attention, torch.float32), (attention_reference, torch.float32)):
+        leaf = qkv.clone().to(dtype).requires_grad_()
+        (function(leaf, groups) * weight).sum().backward()
+        gradients.append(leaf.grad.double())
+    expected, ours, torch_own = gradients
+    assert (ours - expected).abs().max() <= 2 * (torch_own - expected).abs().max() + 1e-6
+
+
+def test_non_contiguous():
+    groups = ((2, 5),)
+    wide = random_qkv(groups, 2, 12, torch.float32)
+    view = wide[..., ::2]
+    torch.testing.assert_close(attention(view, groups), attention(view.contiguous(), groups))
+
+
+def test_reference_can_be_forced():
+    groups = ((2, 5),)
+    qkv = random_qkv(groups, 2, 8, torch.float32)
+    _library.force_reference(True)
+    try:
+        assert torch.equal(attention(qkv, groups), attention_reference(qkv, groups))
+    finally:
+        _library.force_reference(False)
+
+
+def test_compiles_fullgraph():
+    groups = ((2, 9), (4, 3))
+    qkv = random_qkv(groups, 2, 8, torch.float32)
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    results = []
+    for function in (attention, compiled):
+        leaf = qkv.clone().requires_grad_()
+        out = function(leaf, groups)
+        out.square().sum().backward()
+        results.append((out.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_is_deterministic():
+    groups = ((2, 50), (3, 17))
+    qkv = random_qkv(groups, 2, 16, torch.float32)
+    assert torch.equal(attention(qkv, groups), attention(qkv, groups))
+
+
+@pytest.mark.parametrize(
+    "shape,groups,message",
+    [
+        ((6, 2, 1, 4), ((1, 6),), "needs \\(tokens, 3, heads, head width\\)"),
+        ((6, 3, 4), ((1, 6),), "needs \\(tokens, 3, heads, head width\\)"),
+        ((6, 3, 1, 4), ((1, 5),), "hold 5 tokens, but qkv_T3Hd has 6"),
+        ((6, 3, 1, 4), ((2, 3), (1, 1)), "hold 7 tokens"),
+        ((6, 3, 1, 4), ((1, 6), (0, 3)), "at least 1 sequence"),
+        ((0, 3, 1, 4), (), "at least 1 sequence"),
+    ],
+)
+def test_rejects_groups_that_do_not_cover_the_tokens(shape, groups, message):
+    with pytest.raises(ValueError, match=message):
+        attention(torch.zeros(shape), groups)
