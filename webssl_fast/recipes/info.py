@@ -31,8 +31,11 @@ def info() -> None:
     compiled = cuda_architectures()
     print("kernels")
     print(f"  compiled for            cpu{''.join(f', sm_{a}' for a in compiled) or ' only (no nvcc when it was built)'}")
-    for op, state in kernel_states().items():
-        print(f"  {op:23} {state}")
+    states = kernel_states(compiled=bool(compiled))
+    for state in states:
+        print(f"  on a GPU                {state}")
+    if not states:
+        print("  on a GPU                none written yet: ops run on the CPU")
 
 
 def _version(package: str) -> str:
