@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from tests.engine.comparison import assert_same_run, tensors_of
+from tests.engine.toy_method import ToyMethod
 from tests.engine.toy_run import run_toy
 from webssl_fast.config.schema import TrainConfig
 from webssl_fast.engine.loop import micro_steps
 from webssl_fast.engine.nonfinite import NonfiniteError
 from webssl_fast.engine.run_state import ResumeError
 from webssl_fast.engine.tensor_files import TensorMismatch
+from webssl_fast.errors import UserError
 
 # Steps of 8 images: these put a NaN image into step 6 (from 0), and replaced samples into steps 2, 9 and 10.
 LOADER = {"nonfinite_positions": [50], "bad_positions": [16, 17, 75, 83]}
@@ -20,10 +22,6 @@ LOADER = {"nonfinite_positions": [50], "bad_positions": [16, 17, 75, 83]}
 
 def lines(path, name="metrics.jsonl"):
     return [json.loads(line) for line in (path / name).read_text().splitlines()]
-
-
-def send(signum, at_step):
-    return lambda step: os.kill(os.getpid(), signum) if step == at_step else None
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +34,11 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize("at_step", [0, 6, 7, 9, 18])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, at_step):
-    result, _ = run_toy(tmp_path, on_batch=send(signal.SIGTERM, at_step), **LOADER)
-    assert (result.step, result.interrupted_by, result.exit_code) == (at_step + 1, signal.SIGTERM, 143)
+    result, _ = run_toy(tmp_path, stop_at_step=at_step, **LOADER)
+    assert (result.step, result.interrupted_by) == (at_step + 1, signal.SIGTERM)
     assert (tmp_path / f"checkpoints/step_{at_step + 1:08d}").is_dir()
     result, _ = run_toy(tmp_path, **LOADER)
-    assert (result.step, result.exit_code) == (20, 0)
+    assert (result.step, result.interrupted_by) == (20, None)
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -161,8 +159,6 @@ def test_evaluation_restores_modes(tmp_path):
     def look(step):
         modes.append((method.student.training, method.teacher.training))
 
-    from tests.engine.toy_method import ToyMethod
-
     method = ToyMethod()
     method.teacher.eval()
     run_toy(tmp_path, method=method, on_batch=look, evaluate=lambda step: {"x": float(method.student.training)})
@@ -171,16 +167,16 @@ def test_evaluation_restores_modes(tmp_path):
 
 
 def test_other_thread_count_warns_that_bits_may_differ(tmp_path, caplog):
-    run_toy(tmp_path, train_settings={"num_steps": 5})
+    run_toy(tmp_path, stop_at_step=3)
     torch.set_num_threads(2)
-    run_toy(tmp_path, train_settings={"num_steps": 6})
-    assert "no longer bit for bit" in caplog.text and "num_threads was 1 and is 2" in caplog.text
+    run_toy(tmp_path, stop_at_step=4)
+    assert "no longer bit for bit the same run: num_threads was 1 and is 2" in caplog.text
 
 
 def test_same_conditions_do_not_warn(tmp_path, caplog):
-    run_toy(tmp_path, train_settings={"num_steps": 5})
-    run_toy(tmp_path, train_settings={"num_steps": 6})
-    assert "OTHER CONDITIONS" not in caplog.text
+    run_toy(tmp_path, stop_at_step=3)
+    run_toy(tmp_path, stop_at_step=4)
+    assert "stopped by signal" in caplog.text and "OTHER CONDITIONS" not in caplog.text
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"train_settings": {"global_batch_size": 4}}])
@@ -199,13 +195,13 @@ def test_other_architecture_refuses_to_resume(tmp_path):
 def test_batch_must_be_shared_out_evenly():
     assert micro_steps(TrainConfig(global_batch_size=24, micro_batch_size=4), 2) == 3
     assert micro_steps(TrainConfig(global_batch_size=24), 2) == 1
-    with pytest.raises(ValueError, match="global_batch_size=9 cannot be shared out among 2 processes"):
+    with pytest.raises(UserError, match="global_batch_size=9 cannot be shared out among 2 processes"):
         micro_steps(TrainConfig(global_batch_size=9), 2)
-    with pytest.raises(ValueError, match="micro_batch_size=5 does not divide the 12 images"):
+    with pytest.raises(UserError, match="micro_batch_size=5 does not divide the 12 images"):
         micro_steps(TrainConfig(global_batch_size=24, micro_batch_size=5), 2)
 
 
 def test_tensorboard_without_its_package_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    with pytest.raises(RuntimeError, match="pip install tensorboard"):
+    with pytest.raises(UserError, match="pip install tensorboard"):
         run_toy(tmp_path, train_settings={"tensorboard": True})

@@ -10,6 +10,7 @@ from webssl_fast.config.schema import OptimConfig
 from webssl_fast.engine.apex import ApexAdamW
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
+from webssl_fast.errors import UserError
 
 CPU = Distributed(torch.device("cpu"))
 NUM_STEPS = 12
@@ -126,7 +127,7 @@ def test_parameter_in_two_groups_is_an_error():
 def test_missing_apex_says_which_package_is_meant(monkeypatch, installed):
     monkeypatch.setitem(sys.modules, "apex", installed)
     monkeypatch.delitem(sys.modules, "apex.optimizers", raising=False)
-    with pytest.raises(RuntimeError, match=r"`apex` on PyPI is another project.*github\.com/NVIDIA/apex"):
+    with pytest.raises(UserError, match=r"`apex` on PyPI is another project.*github\.com/NVIDIA/apex"):
         make(implementation="apex")
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -42,6 +44,7 @@ def run_toy(
     seed: int = 0,
     width: int = 7,
     step_time_s: float = 0.0,
+    stop_at_step: int | None = None,
     on_batch: Any = None,
     evaluate: Any = None,
     evaluate_every: int | None = None,
@@ -65,6 +68,8 @@ def run_toy(
     def batch(step: int, micro_step: int):
         if micro_step == 0:
             time.sleep(step_time_s)
+            if step == stop_at_step:
+                os.kill(os.getpid(), signal.SIGTERM)
             if on_batch is not None:
                 on_batch(step)
         return plain_batch(step, micro_step)
@@ -96,7 +101,7 @@ def main() -> int:
             optim_settings=settings.pop("optim", None),
             **settings,
         )
-    return result.exit_code
+    return 0 if result.interrupted_by is None else 75
 
 
 if __name__ == "__main__":

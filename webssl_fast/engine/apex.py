@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from webssl_fast.errors import UserError
+
 _HOW_TO_GET_IT = (
     "optim.implementation=apex needs NVIDIA Apex with its CUDA extensions. The package named `apex` on PyPI is another "
     "project, so `pip install apex` does not help. Build NVIDIA's from source (https://github.com/NVIDIA/apex, "
@@ -19,13 +21,13 @@ class ApexAdamW(torch.optim.Optimizer):
     """FusedAdam in decoupled-decay mode that honours `found_inf`, and keeps a step count for each parameter in its
     state as torch does: a checkpoint does not tell which of the two wrote it.
 
-    Raises RuntimeError where NVIDIA Apex is missing or the device is no GPU.
+    Raises UserError where NVIDIA Apex is missing or the device is no GPU.
     """
 
     def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float, device: torch.device):
         fused_adam = _import_fused_adam()
         if device.type != "cuda":
-            raise RuntimeError(f"NVIDIA Apex runs on GPUs only, and this run's device is {device}; {_HOW_TO_GET_IT}")
+            raise UserError(f"NVIDIA Apex runs on GPUs only, and this run's device is {device}; {_HOW_TO_GET_IT}")
         # capturable: its kernels take the skip flag, the learning rate and the step count from the device.
         inner_groups = [{"params": list(group["params"])} for group in groups]
         self._inner = fused_adam(inner_groups, lr=0.0, betas=betas, eps=eps, adam_w_mode=True, capturable=True)
@@ -34,8 +36,8 @@ class ApexAdamW(torch.optim.Optimizer):
         self.found_inf: Tensor | None = None
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        assert closure is None and self.found_inf is not None
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        assert self.found_inf is not None
         for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
             inner["lr"].fill_(group["lr"])
             inner["weight_decay"] = group["weight_decay"]
@@ -69,5 +71,5 @@ def _import_fused_adam() -> Any:
     try:
         from apex.optimizers import FusedAdam
     except ImportError as error:
-        raise RuntimeError(_HOW_TO_GET_IT) from error
+        raise UserError(_HOW_TO_GET_IT) from error
     return FusedAdam

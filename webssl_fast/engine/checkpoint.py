@@ -26,6 +26,7 @@ from webssl_fast.engine.manifest import (
     write_manifest,
 )
 from webssl_fast.engine.tensor_files import files_of_rank, read_tensors, write_tensors
+from webssl_fast.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ _NAME = re.compile(r"step_(\d{8,})")
 _UNFINISHED = re.compile(r"(saving|removing)_step_\d+")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint could not be written, or none could be read."""
 
 
@@ -59,7 +60,9 @@ class Checkpoints:
         try:
             self._together(lambda: self._begin(unfinished))
             self._together(lambda: write_tensors(unfinished, tensors, self._distributed))
-            mine = self._together(lambda: {p.name: digest(p) for p in files_of_rank(unfinished, self._distributed.rank)})
+            mine = self._together(
+                lambda: {p.name: digest(p) for p in files_of_rank(unfinished, self._distributed.rank)}
+            )
             digests = {name: value for of_rank in self._distributed.gather(mine) for name, value in of_rank.items()}
             self._together(lambda: self._finish(unfinished, target, digests, state))
         except OSError as error:

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from webssl_fast.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -60,7 +62,7 @@ def start(device: str = "auto", num_threads: int = 0) -> Iterator[Distributed]:
     device       "cpu", "cuda", or "auto": cuda where there is one. A rank takes the GPU of its number on the host.
     num_threads  compute threads of this process; 0: every core that it may use, shared out among the host's ranks.
 
-    Raises RuntimeError where a GPU is asked for and missing, or where a host has more ranks than GPUs.
+    Raises UserError where a GPU is asked for and missing, or where a host has more ranks than GPUs.
     """
     env = {k: int(os.environ.get(k, d)) for k, d in _TORCHRUN_DEFAULTS.items()}
     target = _device(device, env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"])
@@ -98,10 +100,10 @@ def _device(name: str, local_rank: int, local_world_size: int) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RuntimeError("train.device is cuda, but torch finds no GPU here; set train.device=cpu or auto")
+        raise UserError("train.device is cuda, but torch finds no GPU here; set train.device=cpu or auto")
     num_gpus = torch.cuda.device_count()
     if local_world_size > num_gpus:
-        raise RuntimeError(
+        raise UserError(
             f"{local_world_size} processes on a host with {num_gpus} GPUs; start at most one process a GPU "
             f"(torchrun --nproc-per-node {num_gpus}), or set train.device=cpu"
         )

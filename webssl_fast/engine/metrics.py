@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.jsonl import append_lines, cut_back
+from webssl_fast.errors import UserError
 
 # Dense bf16 peak without sparsity, TFLOP/s, from NVIDIA's data sheets; matched against the device's name in this order.
 _PEAK_TFLOPS = {"H200": 989.4, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.4, "A100": 312.0}
@@ -129,7 +130,7 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 def model_flops_share(flops_per_image: float, samples_per_second: float, distributed: Distributed) -> float | None:
-    """MFU: the share of the devices' dense bf16 peak that the model's own arithmetic takes; None for an unknown peak."""
+    """MFU: the share of the devices' dense bf16 peak that the model's own arithmetic takes; None: peak unknown."""
     if distributed.device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(distributed.device)
@@ -179,7 +180,7 @@ def _summary_writer(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise RuntimeError(
+        raise UserError(
             "train.tensorboard=true needs the package tensorboard: `pip install tensorboard`, or set it to false "
             "(metrics.jsonl holds the same numbers)"
         ) from error

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.jsonl import append_lines
+from webssl_fast.errors import UserError
 
 
-class NonfiniteError(RuntimeError):
+class NonfiniteError(UserError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
@@ -57,7 +58,7 @@ class NonfiniteLog:
             ids_of_ranks = self._distributed.gather([ids.tolist() for _, ids in bad])
             if self._distributed.is_main:
                 lines = [
-                    {"step": step + 1, "sample_ids": [i for ids in ids_of_ranks for i in ids[index]]}
+                    {"step": step + 1, "sample_ids": sorted(i for ids in ids_of_ranks for i in ids[index])}
                     for index, (step, _) in enumerate(bad)
                 ]
                 append_lines(self._path, lines)

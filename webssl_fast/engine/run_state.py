@@ -19,6 +19,7 @@ from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.metrics import MetricsWindow
 from webssl_fast.engine.nonfinite import NonfiniteLog
 from webssl_fast.engine.optimizer import Optimizer
+from webssl_fast.errors import UserError
 
 if TYPE_CHECKING:
     from webssl_fast.methods.base import Method
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 _DECIDE_THE_DATA = ("seed", "global_batch_size")
 
 
-class ResumeError(RuntimeError):
+class ResumeError(UserError):
     """This run cannot go on from the checkpoint in its output_dir."""
 
 
@@ -57,6 +58,7 @@ class RunState:
         self._distributed = distributed
         self._facts = {
             "global_batch_size": config.global_batch_size,
+            "num_steps": config.num_steps,  # the schedules' length
             "num_threads": torch.get_num_threads(),
             "world_size": distributed.world_size,
             "precision": config.precision,

@@ -16,12 +16,13 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from webssl_fast.engine.distributed import Distributed
+from webssl_fast.errors import UserError
 
 # A file is put together in host memory before it is written.
 _FILE_BYTES = 1 << 30
 
 
-class TensorMismatch(ValueError):
+class TensorMismatch(UserError):
     """The tensors on disk are not those of this model."""
 
 

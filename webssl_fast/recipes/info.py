@@ -30,9 +30,8 @@ def info() -> None:
         print("  cuda                    none found")
     compiled = cuda_architectures()
     print("kernels")
-    print(
-        f"  compiled for            cpu{''.join(f', sm_{a}' for a in compiled) or ' only (no nvcc when it was built)'}"
-    )
+    architectures = "".join(f", sm_{a}" for a in compiled)
+    print(f"  compiled for            cpu{architectures or ' only (no nvcc when it was built)'}")
     for kernel in kernel_states(compiled=bool(compiled)):
         print(f"  {kernel.op:23} {kernel}")
 
