@@ -1,7 +1,10 @@
 # Everything a person or CI does with this checkout. Needs Python 3.11+ (PYTHON=...), make and g++; nvcc where there is a GPU.
 #   make quickstart [IMAGES=folder]   install, train the tiny preset on real photographs, evaluate, write the report
 #   make test                         the tests (under 10 minutes on 2 cores)
-#   make check                        what CI runs: linters, types, formats, build, tests, smoke runs
+#   make check                        what CI runs: linters, types, formats, build, tests with smoke runs
+#   make nightly                      the long tests
+#   make gpu-check                    the kernels' tests on a real GPU; writes benchmarks/gpu_evidence.json
+#   make format                       rewrites sources as the linters want them
 PYTHON ?= python3.11
 VENV ?= .venv
 # Options for every pip install, e.g. PIP_FLAGS="--index-url ..." to fetch PyTorch's CPU-only wheels on a machine without GPU.
@@ -20,7 +23,7 @@ EXTRAS := dali,sample,test,dev,tensorboard
 KERNEL_SOURCES := $(shell find csrc -type f 2>/dev/null)
 CLANG_FORMATTED := $(filter %.h %.cuh %.cpp %.cu,$(KERNEL_SOURCES))
 
-.PHONY: help install build quickstart test nightly gpu-check check lint types smoke wheel-check format clean
+.PHONY: help install build quickstart test nightly gpu-check check lint types wheel-check format clean
 help:
 	@sed -n '1,/^PYTHON/{/^#/s/^# \{0,1\}//p;}' Makefile
 
@@ -51,8 +54,8 @@ install build: $(VENV)/.installed
 # Your own folder of images trains as it is; k-NN needs labels, so it runs where the folder has train/<class>/ and test/<class>/.
 LABELLED := $(and $(wildcard $(IMAGES)/train/*/),$(wildcard $(IMAGES)/test/*/))
 EVALUATED := $(if $(IMAGES),$(LABELLED),sample_data)
-OVERRIDES := output_dir=$(RUN) $(if $(IMAGES),data.source=$(IMAGES)$(if $(LABELLED),/train) \
-  eval.knn.train_source=$(if $(LABELLED),$(IMAGES)/train) eval.knn.test_source=$(if $(LABELLED),$(IMAGES)/test))
+OVERRIDES := output_dir=$(RUN) $(if $(IMAGES),'data.source=$(IMAGES)$(if $(LABELLED),/train)' \
+  'eval.knn.train_source=$(if $(LABELLED),$(IMAGES)/train)' 'eval.knn.test_source=$(if $(LABELLED),$(IMAGES)/test)')
 
 sample_data/.complete: webssl_fast/data/sample.py $(VENV)/.installed
 	$(BIN)/python -m webssl_fast.data.sample --output sample_data
@@ -77,7 +80,8 @@ nightly: install
 gpu-check: install
 	$(BIN)/python -m benchmarks.record_gpu_evidence
 
-check: lint types build test smoke
+# The smoke runs of the command line are tests/test_commands.py.
+check: lint types build test
 	@echo "make check: everything passed"
 
 lint: install
@@ -87,9 +91,6 @@ lint: install
 
 types: install
 	$(BIN)/mypy
-
-smoke: install
-	$(BIN)/python -m tests.smoke
 
 wheel-check: install
 	$(BIN)/python -m pytest -m nightly tests/test_wheel.py

@@ -1,12 +1,12 @@
 """Time and peak memory of one training step: webssl_fast against plain eager PyTorch, interleaved in one run.
 
-    python -m benchmarks.bench_step --preset vit_small_patch14 --batch 8 --threads 2 [--precision bf16] [--repeats 10]
+    python -m benchmarks.bench_step --preset vit_small_patch14 --batch 8 --threads 2 --precision bf16 --repeats 10
 
 Prints one JSON line a case. Before timing, both sides compute the objective from the same weights with drop-path 0, and
 every term and gradient norm must agree. Each side then lives in a process of its own and takes a step when told to, in
 turn: in one process the two would share an allocator and a peak, and in two runs the machine may not be the same twice.
-The waiting side sleeps on a pipe. `cpu_ms_per_step` is the processor time of all threads, which says more than the clock
-where other programs run beside. Everything random is drawn from one seed.
+The waiting side sleeps on a pipe. `cpu_ms_per_step` is the processor time of all threads, which says more than the
+clock where other programs run beside. Everything random is drawn from one seed.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from benchmarks.provenance import ROOT, cpu_provenance
 
 # fp32: the two sum in different orders. bf16: logits are rounded to 8 bits, and a nearest neighbour (KoLeo) may change.
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
-ROOT = Path(__file__).parent.parent
 
 
 # ---------------------------------------------------------------- worker
@@ -130,7 +129,9 @@ def run_case(case: dict[str, Any], threads: int, repeats: int) -> dict[str, Any]
     )
     tolerance = TOLERANCE[case["precision"]]
     if not compared["difference"] <= tolerance:
-        raise SystemExit(f"the two sides disagree by more than {tolerance}, so nothing was timed: {json.dumps(compared)}")
+        raise SystemExit(
+            f"the two sides disagree by more than {tolerance}, so nothing was timed: {json.dumps(compared)}"
+        )
 
     workers = {side: Worker(side, case_json, threads) for side in ("webssl_fast", "plain_dinov2")}
     for _ in range(1 + repeats):  # the first step allocates, and does not count
@@ -158,21 +159,8 @@ def run_case(case: dict[str, Any], threads: int, repeats: int) -> dict[str, Any]
         "cpu_speedup": round(medians["plain_dinov2", "cpu_ms"] / medians["webssl_fast", "cpu_ms"], 3),
         "peak_rss_ratio": round(peaks["webssl_fast"] / peaks["plain_dinov2"], 3),
         "largest_difference": {"term": compared["term"], "relative": float(f"{compared['difference']:.2g}")},
-        **provenance(),
+        **cpu_provenance(),
     }
-
-
-def provenance() -> dict[str, Any]:
-    from importlib.metadata import version
-
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        names = [s.split(":")[1].strip() for s in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in s]
-        cpu = names[0] if names else cpu
-    date = time.strftime("%Y-%m-%d")
-    return {"device": "cpu", "cpu": cpu, "cores": os.cpu_count(), "torch": version("torch"), "commit": commit, "date": date}
 
 
 def _command(*arguments: str) -> list[str]:
@@ -198,7 +186,9 @@ def main() -> None:
     parser.add_argument("--preset", default="vit_small_patch14")
     parser.add_argument("--batch", type=int, default=8, help="images of a step")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=["bf16", "fp32"], action="append", help="give twice for both; default bf16")
+    parser.add_argument(
+        "--precision", choices=["bf16", "fp32"], action="append", help="give twice for both; default bf16"
+    )
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each side")
     parser.add_argument("--drop-path", type=float, default=0.4)
     parser.add_argument("--prototypes", type=int, default=131072)

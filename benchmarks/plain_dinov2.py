@@ -1,13 +1,13 @@
 """DINOv2 pre-training in plain eager PyTorch: the named baseline of `bench_step`. Imports nothing of webssl_fast.
 
-The same objective, written as a careful engineer would from the description of DINOv2 (arXiv 2304.07193), in DINOv2's own
-structure: separate passes for global and local crops, SDPA, drop-path that computes every sample and multiplies by a
-mask, materialised Sinkhorn-Knopp targets, one cross-entropy for each pair, fused AdamW, `_foreach` EMA. Where DINOv2's
-own code spends more than it must (padding of the masked-token buffer, two passes for the EMA), the cheaper form is used,
-so that the comparison is with good eager PyTorch and not with a straw man.
+The same objective, written as a careful engineer would from the description of DINOv2 (arXiv 2304.07193), in DINOv2's
+own structure: separate passes for global and local crops, SDPA, drop-path that computes every sample and multiplies by
+a mask, materialised Sinkhorn-Knopp targets, one cross-entropy for each pair, fused AdamW, `_foreach` EMA. Where
+DINOv2's own code spends more than it must (padding of the masked-token buffer, two passes for the EMA), the cheaper
+form is used, so that the comparison is with good eager PyTorch and not with a straw man.
 
-Dimensions: V crops of one kind, B images (a tensor of crops is crop-major, VB rows), N patch tokens, T = N + 1 tokens, D
-width, H heads, M masked tokens, R rows, K prototypes.
+Dimensions: V crops of one kind, B images (a tensor of crops is crop-major, VB rows), N patch tokens, T = N + 1 tokens,
+D width, H heads, M masked tokens, R rows, K prototypes.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class VisionTransformer(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Linear-GELU-Linear-GELU-Linear, L2 norm, then K weight-normed prototypes (magnitudes start at 1 and are trained)."""
+    """Linear-GELU-Linear-GELU-Linear, L2 norm, K weight-normed prototypes (magnitudes start at 1 and are trained)."""
 
     def __init__(self, width: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int) -> None:
         super().__init__()
@@ -235,7 +235,10 @@ def dino_loss(student_logits: Iterable[Tensor], targets: Iterable[Tensor], tempe
 
 @record_function("prototype_cross_entropy")
 def ibot_loss(logits_MK: Tensor, targets_MK: Tensor, weights_M: Tensor, num_crops: int, temperature: float) -> Tensor:
-    """Cross-entropy on masked tokens, each weighted by 1 / (masked tokens of its crop), over all crops, masked or not."""
+    """Cross-entropy on masked tokens, each weighted by 1 / (masked tokens of its crop), over all crops, masked or not.
+
+    Logits and targets are [M, K]; the result is a scalar.
+    """
     log_probabilities_MK = F.log_softmax(logits_MK.float() / temperature, dim=-1)
     return -((targets_MK * log_probabilities_MK).sum(dim=-1) * weights_M).sum() / num_crops
 
@@ -279,7 +282,7 @@ class PlainDinoV2:
         self.optimizer = torch.optim.AdamW(self.parameter_groups(), lr=config.lr, fused=True)
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """No weight decay on biases, norms and LayerScale; patch embedding at a fifth of the rate; last layers apart."""
+        """No decay on biases, norms and LayerScale; patch embedding at a fifth of the rate; last layers apart."""
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.student.named_parameters():
             lr_factor = self.config.patch_embed_lr_factor if "patch_embed" in name else 1.0
@@ -297,7 +300,9 @@ class PlainDinoV2:
         cls_RD, patch_RND = self.teacher.backbone(global_crops)
         # Each global crop of the student is compared with the other one of the teacher.
         swapped_RD = torch.cat(cls_RD.chunk(2)[::-1])
-        dino = sinkhorn_knopp(self.teacher.dino_head(swapped_RD), config.teacher_temperature, config.sinkhorn_iterations)
+        dino = sinkhorn_knopp(
+            self.teacher.dino_head(swapped_RD), config.teacher_temperature, config.sinkhorn_iterations
+        )
         ibot_logits_MK = self.teacher.ibot_head(patch_RND.flatten(0, 1)[masked_M])
         ibot = sinkhorn_knopp(ibot_logits_MK, config.teacher_temperature, config.sinkhorn_iterations)
         return dino, ibot

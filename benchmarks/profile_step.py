@@ -3,7 +3,7 @@
     python -m benchmarks.profile_step --side plain_dinov2 --precision bf16 --threads 2
 
 Prints one JSON line: milliseconds of one step by kind. Times are the operators' own times under torch.profiler,
-so that they add up to the step. K is the number of prototypes.
+so that they add up to the step.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.provenance import cpu_provenance
 from benchmarks.step_sides import SIDES, StepCase
 
 # First match wins: a scope set by the code under profile, or a part of an operator's name.
 KINDS_BY_NAME = {
-    "sinkhorn_knopp": "sinkhorn",
+    "sinkhorn": "sinkhorn",
     "prototype_cross_entropy": "cross_entropy",
     "scaled_dot_product": "attention",
     "webssl::attention": "attention",
     "weight_norm": "weight_norm",
     "adamw": "optimizer",
     "clip_grad": "gradient_clipping",
-    "ema": "ema",
     "foreach_norm": "gradient_clipping",
     "lerp": "ema",
     "layer_norm": "layer_norm",
@@ -47,13 +47,13 @@ def kind_of(event: FunctionEvent, num_prototypes: int) -> str:
             if part in name:
                 return kind
         ancestor = ancestor.cpu_parent
-    shapes = [shape for shape in event.input_shapes or [] if isinstance(shape, list)]
+    shapes: list[list[int]] = [shape for shape in event.input_shapes or [] if isinstance(shape, list)]
     wide = any(num_prototypes in shape for shape in shapes)
     if event.name in GEMMS:
         return "gemm_prototypes" if wide else "gemm_backbone_and_heads"
     if wide:
-        two_prototype_matrices = any(len(s) == 2 and min(s) in (256, 384) for s in shapes)
-        return "weights_of_prototypes" if two_prototype_matrices else "cross_entropy"
+        # A matrix of weights has K rows, one of logits K columns.
+        return "weights_of_prototypes" if any(s[:1] == [num_prototypes] for s in shapes) else "cross_entropy"
     return "casts_and_copies" if event.name in ("aten::copy_", "aten::cat") else "other_elementwise"
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     case = StepCase(num_images=arguments.batch, precision=arguments.precision)
     side = SIDES[arguments.side](case, case.batch())
     times_ms = profile_step(side.step, case.num_prototypes, arguments.repeats)
-    print(json.dumps({"case": "train_step_profile", **vars(arguments), "ms_by_kind": times_ms}))
+    print(json.dumps({"case": "train_step_profile", **vars(arguments), "ms_by_kind": times_ms, **cpu_provenance()}))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Dimensions: V crops of one kind, B images, N patches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,7 +56,7 @@ class StepCase:
         )
 
     def batch(self) -> Batch:
-        """Crops of random values with the masks and drop-path choices of the recipe: what the loader would hand over."""
+        """Random crops with the masks and drop-path choices of the recipe: what the loader would hand over."""
         config, B = self.method_config, self.num_images
         generator = torch.Generator().manual_seed(self.seed)
         crops = [
@@ -155,7 +156,7 @@ class PlainSide:
         self.plain.teacher.load_state_dict(weights)
 
 
-SIDES = {"webssl_fast": WebsslSide, "plain_dinov2": PlainSide}
+SIDES: dict[str, Callable[[StepCase, Batch], Side]] = {"webssl_fast": WebsslSide, "plain_dinov2": PlainSide}
 
 
 def _with_grad_norms(terms: dict[str, Tensor], modules: dict[str, nn.Module]) -> dict[str, float]:

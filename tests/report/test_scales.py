@@ -9,7 +9,8 @@ from webssl_fast.report import scales
 
 @pytest.mark.parametrize(
     ("low", "high"),
-    [(0, 1), (12.9, 20.4), (-0.55, 0.31), (0.994, 1.0), (1e-6, 1e-4), (0, 625_000), (3, 3), (0, 0), (-5, -5)],
+    [(0, 1), (12.9, 20.4), (-0.55, 0.31), (0.994, 1.0), (1e-6, 1e-4), (0, 625_000), (3, 3), (0, 0), (-5, -5)]
+    + [(1, 1 + 2**-52)],
 )
 def test_linear_ticks_enclose_the_data_evenly(low, high):
     ticks = scales.linear_ticks(low, high, 5)

@@ -214,7 +214,8 @@ class EvalBatch(NamedTuple):
 
 
 class EvalLoader:
-    """Every sample once, in the order of the index, as central crops. What cannot be decoded is left out and counted.
+    """Every sample once, in the order of the index (or `sample_ids`, in theirs), as central crops. What cannot be decoded is
+    left out and counted.
 
     With several ranks, rank r sees the samples r, r + world_size, ...
     """
@@ -226,6 +227,7 @@ class EvalLoader:
         *,
         image_size_px: int,
         batch_size: int,
+        sample_ids: Sequence[int] | None = None,
         rank: int = 0,
         world_size: int = 1,
         dtype: torch.dtype = torch.float32,
@@ -234,7 +236,7 @@ class EvalLoader:
     ):
         self._index, self._config = index, config
         self._image_size_px, self._batch_size, self._dtype = image_size_px, batch_size, dtype
-        self._ids = np.arange(rank, len(index), world_size, dtype=np.int64)
+        self._ids = np.asarray(range(len(index)) if sample_ids is None else sample_ids, np.int64)[rank::world_size]
         self._prefetch_batches, self._num_threads = prefetch_batches, num_threads
         self.num_bad = 0  # in the pass so far
 

@@ -118,15 +118,13 @@ def svg(chart: Chart, width: int, height: int, css_class: str = "") -> Markup:
             f'<svg class="{css_class}" viewBox="0 0 {width} {height}" role="img" aria-label="{message}">'
             f'<text class="empty" x="{width / 2}" y="{height / 2}">{message}</text></svg>'
         )
-    levels = [line.level for line in chart.lines if line.level is not None and math.isfinite(line.level)]
-    levels = [level for level in levels if _belongs(level, extremes)]
+    levels = [_near(line.level, extremes) for line in chart.lines]
     labels = _end_labels(chart, curves, levels)
-    frame = _frame(chart, extremes + levels, labels, width, height)
+    frame = _frame(chart, extremes + [level for level in levels if level is not None], labels, width, height)
 
-    parts = [_grid(frame, chart, width)]
-    for i, (line, curve) in enumerate(zip(chart.lines, curves, strict=True)):
-        drawn = _level(frame, line.level) if line.level in levels else ""
-        parts.append(f'<g class="c{i % NUM_COLOURS}">{drawn}{_curve(frame, curve)}</g>')
+    parts = [_grid(frame, chart)]
+    for i, (level, curve) in enumerate(zip(levels, curves, strict=True)):
+        parts.append(f'<g class="c{i % NUM_COLOURS}">{_dashed(frame, level)}{_curve(frame, curve)}</g>')
     parts.append(_placed(labels, frame))
     edges = (frame.left, frame.right, frame.top, frame.bottom, frame.last_step, frame.ticks[0], frame.ticks[-1])
     geometry = " ".join(f"{edge:.6g}" for edge in (*edges, int(frame.is_log)))
@@ -175,11 +173,11 @@ def text_width_px(text: str) -> float:
     return sum(3.9 if c in narrow else 10.3 if c in wide else 7.0 for c in text)
 
 
-def _belongs(level: float, extremes: list[float]) -> bool:
-    """Whether a level can be drawn without pressing the curves flat."""
+def _near(level: float | None, extremes: list[float]) -> float | None:
+    """A level that can be drawn without pressing the curves flat, None otherwise."""
     low, high = min(extremes), max(extremes)
     span = max(high - low, abs(high) * 0.1)
-    return low - 2 * span <= level <= high + 2 * span
+    return level if level is not None and low - 2 * span <= level <= high + 2 * span else None
 
 
 @dataclass
@@ -189,17 +187,17 @@ class _Label:
     css_class: str
 
 
-def _end_labels(chart: Chart, curves: list[Condensed], levels: list[float]) -> list[_Label]:
+def _end_labels(chart: Chart, curves: list[Condensed], levels: list[float | None]) -> list[_Label]:
     labels = []
-    for i, (line, curve) in enumerate(zip(chart.lines, curves, strict=True)):
+    for i, (line, level, curve) in enumerate(zip(chart.lines, levels, curves, strict=True)):
         finite = [v for v in line.values if math.isfinite(v)]
         ends = [v for v in curve.means if math.isfinite(v)]
         named = f"{line.name} " if len(chart.lines) > 1 else ""
         if ends:
             labels.append(_Label(ends[-1], named + chart.text(finite[-1]), f"end c{i % NUM_COLOURS}"))
-        if line.level in levels and line.level is not None:
-            text = f"{line.level_name} {chart.text(line.level)}".strip()
-            labels.append(_Label(line.level, text, f"end level c{i % NUM_COLOURS}"))
+        if level is not None:
+            text = f"{line.level_name} {chart.text(level)}".strip()
+            labels.append(_Label(level, text, f"end level c{i % NUM_COLOURS}"))
     return labels
 
 
@@ -217,7 +215,7 @@ def _frame(chart: Chart, extremes: list[float], labels: list[_Label], width: int
     label_width = max([text_width_px(label.text) * 1.06 for label in labels] + [text_width_px(STEP_LABEL) + 14])
     return Frame(
         left=tick_width + 8,
-        right=width - label_width - 10,
+        right=max(width - label_width - 10, width / 2),
         top=10,
         bottom=height - 24,
         last_step=max(chart.last_step, max((line.steps[-1] for line in chart.lines if line.steps), default=0), 1),
@@ -233,7 +231,7 @@ def _tick(chart: Chart, value: float, ticks: list[float], is_log: bool) -> str:
     return scales.tick_text(value * factor, (ticks[1] - ticks[0]) * factor) + ("%" if chart.percent else "")
 
 
-def _grid(frame: Frame, chart: Chart, width: int) -> str:
+def _grid(frame: Frame, chart: Chart) -> str:
     parts = []
     for tick in frame.ticks:
         y = frame.y(tick)
@@ -275,8 +273,9 @@ def _curve(frame: Frame, curve: Condensed) -> str:
     return "".join(parts)
 
 
-def _level(frame: Frame, level: float | None) -> str:
-    assert level is not None
+def _dashed(frame: Frame, level: float | None) -> str:
+    if level is None:
+        return ""
     return f'<path class="level" d="M{frame.left:.1f} {frame.y(level):.1f}H{frame.right:.1f}"/>'
 
 

@@ -93,7 +93,9 @@ def _state(run: Run, num_steps: int | None) -> str:
         return "Nothing was logged yet."
     logged = datetime.fromtimestamp((run.directory / "metrics.jsonl").stat().st_mtime, timezone.utc)
     when = f"last logged {logged:%Y-%m-%d %H:%M} UTC"
-    if num_steps and run.last_step < num_steps:
+    if not num_steps:
+        return f"Step {run.last_step:,}, {when}."
+    if run.last_step < num_steps:
         return f"Unfinished: step {run.last_step:,} of {num_steps:,}, {when}."
     return f"Finished, {when}."
 
@@ -145,7 +147,7 @@ def _health(run: Run) -> dict[str, Any]:
         "limit": run.setting("data.max_bad_share"),
         "num_skipped": int(run.last("skipped_steps") or 0),
         "has_batches": (run.directory / "nonfinite_batches.jsonl").is_file(),
-        "reasons": reasons.most_common(8),
+        "reasons": reasons.most_common(8) if len(reasons) < len(run.bad_samples) else [],
     }
 
 

@@ -14,7 +14,7 @@ def nice_step(span: float, num_ticks: int) -> float:
 
 def linear_ticks(low: float, high: float, num_ticks: int) -> list[float]:
     """Round values from at or below `low` to at or above `high`."""
-    if not high > low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal but for rounding
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
     step = nice_step(high - low, num_ticks)

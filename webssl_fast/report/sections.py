@@ -5,7 +5,6 @@ A metric that is not named here is still drawn, under "Other measurements", so a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from webssl_fast.report import scales
@@ -202,5 +201,4 @@ def _chart(run: Run, key: str, title: str, unit: str = "", percent: bool = False
 def images_seen(run: Run) -> float:
     """Logged, or else steps times the global batch size."""
     seen = run.last("samples_seen")
-    batch = run.setting("train.global_batch_size", 0)
-    return seen if seen is not None and math.isfinite(seen) else run.last_step * float(batch)
+    return seen if seen is not None else run.last_step * float(run.setting("train.global_batch_size", 0))

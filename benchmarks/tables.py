@@ -1,0 +1,123 @@
+"""Writes the tables of README and docs from result lines, so that no figure is typed in.
+
+    python -m benchmarks.tables            rewrites what stands between `<!-- table: NAME -->` and `<!-- /table -->`
+    python -m benchmarks.tables --check    only says what is out of date (exit status 1)
+
+Result lines are what the benchmarks print, kept in benchmarks/results/*.jsonl; of several lines about one case, the
+last one in its file counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from webssl_fast.ops.evidence import cuda_ops, read_evidence, source_hash
+
+ROOT = Path(__file__).parent.parent
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+Line = dict[str, Any]
+
+
+def result_lines(case: str, keys: tuple[str, ...], folder: Path = ROOT / "benchmarks" / "results") -> list[Line]:
+    """The last line for each combination of `keys`, in the order of the files."""
+    latest: dict[tuple[str, ...], Line] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            if line["case"] == case:
+                latest[tuple(str(line[key]) for key in keys)] = line
+    return list(latest.values())
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def train_step() -> str:
+    lines = result_lines("train_step", ("preset", "num_images", "precision", "threads", "cpu", "num_prototypes"))
+    if not lines:
+        return "No result line yet: `python -m benchmarks.bench_step` prints one for benchmarks/results/.\n"
+    rows = [
+        [
+            f"{line['preset']}, {line['num_images']} images, {line['precision']}",
+            f"{line['cpu']}, {line['threads']} threads",
+            f"{line['ms_per_step']:,.0f} ms",
+            f"{line['baseline_ms_per_step']:,.0f} ms",
+            f"{line['speedup']:.2f}x ({line['speedup_least']:.2f} to {line['speedup_most']:.2f})",
+            f"{line['peak_rss_mb'] / 1000:.1f} / {line['baseline_peak_rss_mb'] / 1000:.1f} GB",
+            f"{line['date']}, {line['commit']}",
+        ]
+        for line in lines
+    ]
+    header = ["training step", "processor", "webssl_fast", "plain PyTorch", "speed-up", "peak memory", "measured"]
+    return markdown(header, rows)
+
+
+def train_step_profile() -> str:
+    lines = result_lines("train_step_profile", ("side", "precision", "threads", "batch", "cpu"))
+    if not lines:
+        return "No result line yet: `python -m benchmarks.profile_step` prints one for benchmarks/results/.\n"
+    kinds = sorted({kind for line in lines for kind in line["ms_by_kind"]}, key=lambda kind: _most(kind, lines))
+    rows = [[kind.replace("_", " "), *(f"{line['ms_by_kind'].get(kind, 0):,.0f}" for line in lines)] for kind in kinds]
+    return markdown(["ms of a step", *(f"{line['side']}, {line['precision']}" for line in lines)], rows)
+
+
+def _most(kind: str, lines: list[Line]) -> float:
+    return -max(line["ms_by_kind"].get(kind, 0) for line in lines)
+
+
+def gpu_kernels() -> str:
+    evidence = read_evidence(ROOT)
+    rows = []
+    for op in cuda_ops(ROOT):
+        found = evidence.get(op)
+        if found is None:
+            rows.append([f"`{op}`", "compiles; never run on a GPU", "", ""])
+        else:
+            state = "verified" if found.source_hash == source_hash(op, ROOT) else "stale: changed since it passed"
+            rows.append([f"`{op}`", state, found.gpu, f"{found.date}, torch {found.torch}"])
+    if not rows:
+        return "No op has a CUDA kernel yet: ops run on the CPU, and say so when they are given tensors of a GPU.\n"
+    return markdown(["CUDA kernel", "state", "GPU", "last passed"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "train_step": train_step,
+    "train_step_profile": train_step_profile,
+    "gpu_kernels": gpu_kernels,
+}
+
+
+def rewritten(text: str) -> str:
+    """A document with every marked table made anew. KeyError for a table that TABLES does not know."""
+    return MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+
+
+def documents() -> list[Path]:
+    return [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if MARKED.search(path.read_text())]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Writes the tables of README and docs from result lines.")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit status 1 where a table is out of date"
+    )
+    check = parser.parse_args().check
+    outdated = [path for path in documents() if rewritten(path.read_text()) != path.read_text()]
+    for path in outdated:
+        if not check:
+            path.write_text(rewritten(path.read_text()))
+        print(f"{path.relative_to(ROOT)}: {'out of date; run python -m benchmarks.tables' if check else 'rewritten'}")
+    return 1 if check and outdated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Whether two runs are the same run, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+# What may differ between two equal runs: how long things took, and how much memory they had.
+MEASURED = ("samples_per_second", "data_wait_share", "memory_peak_rss_gib")
+
+
+def assert_same_run(run: Path, other: Path, ignore: tuple[str, ...] = ()) -> None:
+    """Equal weights, moments and counters in the newest checkpoints, equal metrics, equal lists of skipped batches."""
+    tensors, others = tensors_of(run), tensors_of(other)
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+    assert metrics_of(run, ignore) == metrics_of(other, ignore)
+    skipped = [(path / "nonfinite_batches.jsonl") for path in (run, other)]
+    assert [path.read_text() for path in skipped if path.exists()] in ([], [skipped[0].read_text()] * 2)
+
+
+def tensors_of(run: Path) -> dict[str, Tensor]:
+    """All tensors of the newest checkpoint, read without the code under test; of unsharded runs only."""
+    newest = max((run / "checkpoints").glob("step_*"))
+    return {name: t for path in newest.glob("*.safetensors") for name, t in load_file(path).items()}
+
+
+def metrics_of(run: Path, ignore: tuple[str, ...] = ()) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if k not in MEASURED + ignore} for row in rows]
+    return [row for row in rows if set(row) - {"step"}]

@@ -1,0 +1,79 @@
+"""Runs of two processes on one host, against the same run in one process."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.engine.comparison import metrics_of
+from tests.engine.toy_method import ToyMethod
+from tests.engine.toy_run import run_toy
+from webssl_fast.engine.checkpoint import load_weights
+from webssl_fast.engine.distributed import Distributed
+
+LOADER = {"nonfinite_positions": [103], "bad_positions": [99, 102, 103]}
+
+
+def start_two(folder, **settings):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.engine.toy_run", str(folder), json.dumps(settings)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def weights_of(folder):
+    method = ToyMethod()
+    load_weights(folder, method, Distributed(torch.device("cpu")))
+    return method.state_dict()
+
+
+def test_one_process_resumes_as_two_and_two_as_one(tmp_path):
+    one, moved = tmp_path / "one", tmp_path / "moved"
+    log_each = {"log_every": 1}
+    run_toy(one, train_settings=log_each, **LOADER)
+    run_toy(moved, train_settings=log_each, stop_at_step=9, **LOADER)
+    run = start_two(moved, train=log_each, stop_at_step=13, **LOADER)
+    _, errors = run.communicate(timeout=120)
+    assert "RESUMED UNDER OTHER CONDITIONS" in errors and "world_size was 1 and is 2" in errors
+    newest = max((moved / "checkpoints").iterdir())
+    assert newest.name == "step_00000015"  # the ranks agree on a signal one step after it came
+    shards = sorted(path.name for path in newest.glob("*.safetensors"))
+    assert [name.split("-")[1] for name in shards] == ["00001", "00002"]
+    run_toy(moved, train_settings=log_each, **LOADER)
+
+    rows, expected = metrics_of(moved), metrics_of(one)
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert abs(rows[10]["loss"] - expected[10]["loss"]) < 1e-6  # the first step of two processes
+    for row, other in zip(rows, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            close = pytest.approx(other[name], rel=1e-4, abs=1e-5) if other[name] is not None else None
+            assert value == close, (row["step"], name)
+    # The batch of step 13 (from 1) has its NaN image on the second rank: skipped by both, and listed whole.
+    assert (moved / "nonfinite_batches.jsonl").read_text() == (one / "nonfinite_batches.jsonl").read_text()
+    assert rows[12]["loss"] is None and rows[12]["skipped_steps"] == 1 and rows[12]["bad_samples"] == 3
+    for name, tensor in weights_of(moved).items():
+        torch.testing.assert_close(tensor, weights_of(one)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
+    run = start_two(tmp_path, train={"num_steps": 2000, "checkpoint_every": 2000}, step_time_s=0.02)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.05)
+    children = open(f"/proc/{run.pid}/task/{run.pid}/children").read().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGTERM)
+    _, errors = run.communicate(timeout=60)
+    stopped = set(re.findall(r"stopped by signal 15 after step (\d+)", errors))
+    assert len(stopped) == 1, errors
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert checkpoint.name == f"step_{int(stopped.pop()):08d}"
+    assert json.loads((checkpoint / "state.json").read_text())["facts"]["world_size"] == 2
+    weights_of(tmp_path)  # whole and intact

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from webssl_fast.schedules import cosine, linear, scaled_lr, warmup_cosine
+
+
+def test_linear_is_a_straight_line_and_then_constant():
+    expected = np.concatenate([np.linspace(0.04, 0.07, 11), [0.07, 0.07]])
+    np.testing.assert_allclose([linear(s, 0.04, 0.07, 10) for s in range(13)], expected, rtol=1e-14)
+
+
+def test_linear_over_no_steps_is_its_end():
+    assert linear(0, 0.04, 0.07, 0) == 0.07
+
+
+def test_cosine_matches_its_formula():
+    steps = np.arange(0, 101)
+    expected = 1.0 - (1.0 - 0.994) * (np.cos(np.pi * steps / 100) + 1) / 2
+    np.testing.assert_allclose([cosine(int(s), 0.994, 1.0, 100) for s in steps], expected, rtol=1e-14)
+    assert cosine(10**6, 0.994, 1.0, 100) == 1.0
+
+
+def test_warmup_cosine_rises_peaks_and_falls():
+    values = [warmup_cosine(s, peak=1e-3, end=1e-6, warmup_steps=10, num_steps=110) for s in range(111)]
+    np.testing.assert_allclose(values[:11], np.linspace(0, 1e-3, 11), rtol=1e-14)
+    assert values[60] == pytest.approx((1e-3 + 1e-6) / 2)
+    assert values[110] == 1e-6
+    assert np.argmax(values) == 10
+
+
+def test_run_shorter_than_its_warmup_ends_on_the_way_up():
+    assert warmup_cosine(5, peak=1.0, end=0.0, warmup_steps=100, num_steps=5) == pytest.approx(0.05)
+
+
+def test_scaled_lr_follows_the_square_root():
+    assert scaled_lr(2e-4, 3072) == pytest.approx(2e-4 * 3**0.5)
+    assert scaled_lr(2e-4, 256) == pytest.approx(1e-4)
+
+
+def test_negative_step_is_refused():
+    with pytest.raises(ValueError, match="step must be at least 0"):
+        linear(-1, 0, 1, 10)

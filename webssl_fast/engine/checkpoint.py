@@ -1,0 +1,214 @@
+"""Checkpoints of a run: `checkpoints/step_00001000/` with safetensors files, state.json and a manifest of checksums.
+
+A checkpoint is written under another name and renamed when it is complete, so one that carries its name is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from webssl_fast.engine.distributed import Distributed
+from webssl_fast.engine.manifest import (
+    MANIFEST,
+    damaged_files,
+    digest,
+    read_manifest,
+    sync_folder,
+    write_durably,
+    write_manifest,
+)
+from webssl_fast.engine.tensor_files import files_of_rank, read_tensors, write_tensors
+from webssl_fast.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+METHOD_PREFIX = "method."
+_STATE = "state.json"
+_NAME = re.compile(r"step_(\d{8,})")
+_UNFINISHED = re.compile(r"(saving|removing)_step_\d+")
+
+
+class CheckpointError(UserError):
+    """A checkpoint could not be written, or none could be read."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every rank calls every method, at the same step."""
+
+    def __init__(self, folder: Path, distributed: Distributed, *, keep: int, keep_every: int | None):
+        """`keep`: the newest so many stay; so do those at multiples of `keep_every`."""
+        self._folder = folder
+        self._distributed = distributed
+        self._keep = keep
+        self._keep_every = keep_every
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint and then removes those that retention no longer keeps. Returns its folder.
+
+        Raises CheckpointError on every rank if one could not write; earlier checkpoints are then as they were.
+        """
+        target = self._folder / f"step_{step:08d}"
+        unfinished = self._folder / f"saving_step_{step:08d}"
+        try:
+            self._together(lambda: self._begin(unfinished))
+            self._together(lambda: write_tensors(unfinished, tensors, self._distributed))
+            mine = self._together(
+                lambda: {p.name: digest(p) for p in files_of_rank(unfinished, self._distributed.rank)}
+            )
+            digests = {name: value for of_rank in self._distributed.gather(mine) for name, value in of_rank.items()}
+            self._together(lambda: self._finish(unfinished, target, digests, state))
+        except OSError as error:
+            if self._distributed.is_main:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            left = _complete(self._folder)
+            newest = f"the last complete one is {left[0]}" if left else "there is no earlier one"
+            raise CheckpointError(
+                f"could not save a checkpoint in {self._folder}: {error}; {newest}. Make room (fewer "
+                "train.keep_checkpoints, a smaller train.keep_every) and start again: the run resumes by itself"
+            ) from error
+        if self._distributed.is_main:
+            self._retain()
+        return target
+
+    def load_newest(
+        self, tensors: Mapping[str, Tensor], check: Callable[[dict[str, Any]], None] = lambda state: None
+    ) -> dict[str, Any] | None:
+        """Reads the newest intact checkpoint into `tensors` and returns its state; None where there is none at all.
+
+        `check` sees the state before anything is read, and may raise. Damaged checkpoints that are newer are set aside
+        under a name that ends in `.damaged`, loudly. Raises CheckpointError if all are damaged, and TensorMismatch,
+        with `tensors` as they were, if it is of another architecture.
+        """
+        candidates = self._distributed.gather(_complete(self._folder))[0]
+        damaged: list[tuple[Path, str]] = []
+        for folder in candidates:
+            fault = _fault(folder, self._distributed)
+            if fault is None:
+                break
+            damaged.append((folder, fault))
+        else:
+            if damaged:
+                raise CheckpointError(
+                    f"every checkpoint in {self._folder} is damaged: {'; '.join(f for _, f in damaged)}. Restore one "
+                    "from a copy, or remove them to start the run anew"
+                )
+            return None
+        state = _read_state(folder)
+        check(state)
+        read_tensors(folder, tensors, self._distributed)
+        self._distributed.barrier()
+        for path, fault in damaged:
+            if self._distributed.is_main:
+                _log.error("DAMAGED CHECKPOINT set aside, the run goes back to %s: %s", folder.name, fault)
+                _remove(path.with_name(path.name + ".damaged"))
+                path.rename(path.with_name(path.name + ".damaged"))
+        return state
+
+    def _together(self, action: Callable[[], Any]) -> Any:
+        """Runs `action` on every rank, and raises OSError on every rank if it failed on one."""
+        error: OSError | None = None
+        result = None
+        try:
+            result = action()
+        except OSError as caught:
+            error = caught
+        failures = [text for text in self._distributed.gather(str(error) if error else None) if text]
+        if failures:
+            raise error or OSError(failures[0])
+        return result
+
+    def _begin(self, unfinished: Path) -> None:
+        if self._distributed.is_main:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path in self._folder.iterdir():
+                if _UNFINISHED.fullmatch(path.name):  # what a killed process left
+                    _remove(path)
+            unfinished.mkdir()
+
+    def _finish(self, unfinished: Path, target: Path, digests: dict[str, str], state: Mapping[str, Any]) -> None:
+        if not self._distributed.is_main:
+            return
+        write_durably(unfinished / _STATE, json.dumps(state, indent=1))
+        digests[_STATE] = digest(unfinished / _STATE)
+        write_manifest(unfinished, digests)
+        sync_folder(unfinished)
+        if target.exists():
+            target.rename(target.with_name(f"removing_{target.name}"))
+        unfinished.rename(target)
+        sync_folder(self._folder)
+
+    def _retain(self) -> None:
+        for folder in _complete(self._folder)[self._keep :]:
+            step = int(_NAME.fullmatch(folder.name)[1])  # type: ignore[index]
+            if self._keep_every is None or step % self._keep_every:
+                doomed = folder.with_name(f"removing_{folder.name}")
+                folder.rename(doomed)  # first, so that one half removed does not look complete
+                _remove(doomed)
+        for path in self._folder.glob("removing_*"):
+            _remove(path)
+
+
+def load_weights(path: str | Path, method: nn.Module, distributed: Distributed) -> dict[str, Any]:
+    """Reads the weights of a checkpoint into `method`, in place, and nothing else; returns the checkpoint's state.
+
+    path  a run's output_dir, its `checkpoints` folder, or one checkpoint; of the first two, the newest is read
+
+    Raises FileNotFoundError where no checkpoint is, CheckpointError if it is damaged, and TensorMismatch, with `method`
+    as it was, if it is of another architecture.
+    """
+    folder = find_checkpoint(path)
+    fault = _fault(folder, distributed)
+    if fault is not None:
+        raise CheckpointError(f"{fault}. Name an earlier checkpoint of the run, or restore this one from a copy")
+    tensors = {METHOD_PREFIX + name: tensor for name, tensor in method.state_dict().items()}
+    read_tensors(folder, tensors, distributed, prefix=METHOD_PREFIX)
+    return _read_state(folder)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that `path` means (see load_weights). Raises FileNotFoundError."""
+    path = Path(path)
+    if (path / MANIFEST).exists():
+        return path
+    for folder in (path / "checkpoints", path):
+        if complete := _complete(folder):
+            return complete[0]
+    raise FileNotFoundError(
+        f"no checkpoint at {path}; name a run's output_dir, its checkpoints folder, or a folder like step_00001000"
+    )
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Complete checkpoints of a folder, the newest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def _fault(folder: Path, distributed: Distributed) -> str | None:
+    """What is wrong with a checkpoint's files, None if nothing; the ranks share the work of reading them."""
+    try:
+        files = read_manifest(folder)
+        faults = damaged_files(folder, files, sorted(files)[distributed.rank :: distributed.world_size])
+    except (OSError, ValueError) as error:
+        faults = [str(error)]
+    found = [fault for of_rank in distributed.gather(faults) for fault in of_rank]
+    return found[0] if found else None
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / _STATE).read_text(encoding="utf-8"))
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)

@@ -1,0 +1,42 @@
+"""`webssl info`: what this installation can do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+from webssl_fast.ops import cuda_architectures
+from webssl_fast.ops.evidence import kernel_states
+
+PACKAGES = ("webssl_fast", "torch", "numpy", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "transformers", "apex")
+
+
+def info() -> None:
+    """Prints versions, devices, decoders and the state of each kernel."""
+    print("versions")
+    print(f"  python                  {platform.python_version()}")
+    for package in PACKAGES:
+        print(f"  {package:23} {_version(package)}")
+    print("devices")
+    print(f"  cpu                     {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} compute threads")
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        capability = f"sm_{properties.major}{properties.minor}"
+        print(f"  cuda:{i:<18} {properties.name}, {capability}, {properties.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        print("  cuda                    none found")
+    compiled = cuda_architectures()
+    print("kernels")
+    print(f"  compiled for            cpu{''.join(f', sm_{a}' for a in compiled) or ' only (no nvcc when it was built)'}")
+    for op, state in kernel_states().items():
+        print(f"  {op:23} {state}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,73 @@
+"""`webssl report`: one page about a run, with pictures of what its encoder sees."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from webssl_fast.config.load import load_config
+from webssl_fast.config.resolve import resolve
+from webssl_fast.config.schema import RunConfig
+from webssl_fast.data.index import Index
+from webssl_fast.data.pipeline import EvalLoader
+from webssl_fast.engine import sharding
+from webssl_fast.engine.checkpoint import load_weights
+from webssl_fast.engine.distributed import Distributed
+from webssl_fast.errors import UserError
+from webssl_fast.models.presets import preset
+from webssl_fast.ops.multi_crop import IMAGENET_MEAN, IMAGENET_STD
+from webssl_fast.recipes.setup import describe_method, num_parameters
+from webssl_fast.report.features import FeaturePicture, feature_pictures
+from webssl_fast.report.page import write_report
+
+logger = logging.getLogger(__name__)
+
+NUM_PICTURES = 6
+PICTURE_PATCHES = 24  # patches a side: finer than training crops, so that shapes can be seen
+
+
+def report(run_dir: Path, output: Path | None = None, images: Path | None = None) -> Path:
+    """Writes the page (default RUN_DIR/report.html) and prints where it is. Pictures are left out, loudly, where the run
+    has no checkpoint yet or its images are not at hand."""
+    config_path = run_dir / "config.yaml"
+    pictures: list[FeaturePicture] = []
+    encoder_parameters = None
+    if config_path.is_file():
+        config = resolve(load_config(config_path), world_size=1, device="cpu")
+        encoder_parameters = num_parameters(describe_method(config).encoder())
+        try:
+            pictures = _pictures(config, run_dir, images)
+        except (UserError, OSError, ValueError) as reason:
+            logger.warning("no pictures of features in this report: %s", reason)
+    path = write_report(run_dir, output, pictures, encoder_parameters)
+    print(f"wrote {path}")
+    return path
+
+
+def _pictures(config: RunConfig, run_dir: Path, images: Path | None) -> list[FeaturePicture]:
+    index = Index.open(str(images) if images else config.eval.knn.test_source or config.data.source)
+    here = Distributed(torch.device("cpu"))
+    untrained, trained = describe_method(config), describe_method(config)
+    for method in (untrained, trained):
+        sharding.materialize(method, config.seed, here, config.train.precision)
+    load_weights(run_dir, trained, here)
+    spread = torch.linspace(0, len(index) - 1, min(NUM_PICTURES, len(index))).long().tolist()
+    loader = EvalLoader(
+        index,
+        config.data,
+        image_size_px=PICTURE_PATCHES * preset(config.model.preset).patch_size,
+        batch_size=NUM_PICTURES,
+        sample_ids=spread,
+        num_threads=torch.get_num_threads(),
+    )
+    batch = next(iter(loader))
+    return feature_pictures(
+        [index.name(int(sample_id)) for sample_id in batch.sample_ids],
+        batch.images,
+        trained.encoder().eval(),
+        untrained.encoder().eval(),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
