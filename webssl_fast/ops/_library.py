@@ -1,7 +1,7 @@
 """The one place that imports `_C` and owns the torch.library namespace `webssl`.
 
-An op module defines its schema and implementations on `LIBRARY`, and asks `reference_forced()` whether the run wants the
-plain-torch references (`ops: reference` in a config, for bisecting).
+An op module defines its schema and implementations on `LIBRARY`, and asks `reference_forced()` whether the run wants
+the plain-torch references (`ops: reference` in a config, for bisecting).
 """
 
 from __future__ import annotations
