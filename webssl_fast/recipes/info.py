@@ -30,12 +30,10 @@ def info() -> None:
         print("  cuda                    none found")
     compiled = cuda_architectures()
     print("kernels")
-    print(f"  compiled for            cpu{''.join(f', sm_{a}' for a in compiled) or ' only (no nvcc when it was built)'}")
-    states = kernel_states(compiled=bool(compiled))
-    for state in states:
-        print(f"  on a GPU                {state}")
-    if not states:
-        print("  on a GPU                none written yet: ops run on the CPU")
+    architectures = "".join(f", sm_{a}" for a in compiled)
+    print(f"  compiled for            cpu{architectures or ' only (no nvcc when it was built)'}")
+    for kernel in kernel_states(compiled=bool(compiled)):
+        print(f"  {kernel.op:23} {kernel}")
 
 
 def _version(package: str) -> str:
