@@ -49,8 +49,6 @@ EXEMPT_IMPORTS = {
 NO_CUDA_YET = "the CUDA twin comes with the kernels of the GPU path; until then the op says so on a GPU"
 EXEMPT_CONTRACT = {
     "csrc/multi_crop/multi_crop_cuda.cu": NO_CUDA_YET,
-    "csrc/sinkhorn_knopp/sinkhorn_knopp_cuda.cu": NO_CUDA_YET,
-    "csrc/prototype_cross_entropy/prototype_cross_entropy_cuda.cu": NO_CUDA_YET,
     "csrc/attention/attention.h": "torch's SDPA, one call for each crop group",
     "csrc/attention/attention_math.h": "torch's SDPA",
     "csrc/attention/attention_cpu.cpp": "torch's SDPA",

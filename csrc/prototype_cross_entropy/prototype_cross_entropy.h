@@ -18,4 +18,13 @@ void forward_cpu(uintptr_t student_SK, bool student_bf16, int64_t student_stride
 // grad_SK *= scale, rows contiguous.
 void scale_cpu(uintptr_t grad_SK, bool bf16, int64_t num_elements, float scale, int num_threads);
 
+// The same on the current GPU, on the caller's stream. A target row out of range makes the row's loss NaN; the scale is
+// an fp32 scalar on the device.
+void forward_cuda(uintptr_t student_SK, bool student_bf16, int64_t student_stride, uintptr_t teacher_RK,
+                  bool teacher_bf16, int64_t teacher_stride, uintptr_t row_potential_R, uintptr_t prototype_potential_K,
+                  uintptr_t target_rows_SM, uintptr_t weights_SM, int64_t num_students, int64_t num_teachers,
+                  int64_t num_pairs, int64_t num_prototypes, double student_temperature, double teacher_temperature,
+                  uintptr_t loss_S, uintptr_t grad_SK, uintptr_t stream);
+void scale_cuda(uintptr_t grad_SK, bool bf16, int64_t num_elements, uintptr_t scale, uintptr_t stream);
+
 }  // namespace webssl::prototype_cross_entropy

@@ -52,4 +52,13 @@ void row_pass_cpu(uintptr_t logits, bool bf16, int64_t num_rows, int64_t num_pro
                   double temperature, uintptr_t row_mask, uintptr_t prototype_potential_K, uintptr_t row_potential_R,
                   uintptr_t column_sum_K, uintptr_t partial_sum_PK, int num_threads);
 
+// The same on the current GPU, on the caller's stream; the workspace has its own number of partitions P.
+int64_t num_row_partitions_cuda(int64_t num_rows);
+void column_pass_cuda(uintptr_t logits, bool bf16, int64_t num_rows, int64_t num_prototypes, int64_t row_stride,
+                      double temperature, uintptr_t row_mask, uintptr_t max_K, uintptr_t sum_K, uintptr_t partial_2PK,
+                      uintptr_t stream);
+void row_pass_cuda(uintptr_t logits, bool bf16, int64_t num_rows, int64_t num_prototypes, int64_t row_stride,
+                   double temperature, uintptr_t row_mask, uintptr_t prototype_potential_K, uintptr_t row_potential_R,
+                   uintptr_t column_sum_K, uintptr_t partial_sum_PK, uintptr_t stream);
+
 }  // namespace webssl::sinkhorn_knopp

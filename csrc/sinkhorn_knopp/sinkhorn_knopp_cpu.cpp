@@ -3,6 +3,8 @@
 #include <cstring>
 
 #include "core/bfloat16.h"
+#include "core/exp.h"
+#include "core/log_sum_exp.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "sinkhorn_knopp/sinkhorn_knopp.h"
@@ -50,16 +52,16 @@ WEBSSL_HD void column_tile(const ColumnPass& pass, int64_t begin, int64_t size) 
   float max[kColumnTile], sum[kColumnTile];
   float* total_max = pass.max_K + begin;
   float* total_sum = pass.sum_K + begin;
-  std::fill_n(total_max, size, LogSumExp().max);
-  std::fill_n(total_sum, size, LogSumExp().sum);
+  std::fill_n(total_max, size, LogSumExp::empty().max);
+  std::fill_n(total_sum, size, LogSumExp::empty().sum);
   for (int64_t row = 0; row < logits.num_rows;) {
     const T* rows[kRowsPerMerge];
     int64_t num_rows = 0;
     for (; row < logits.num_rows && num_rows < kRowsPerMerge; ++row) {
       if (takes_part(logits, row)) rows[num_rows++] = row_data<T>(logits, row) + begin;
     }
-    std::fill_n(max, size, LogSumExp().max);
-    std::fill_n(sum, size, LogSumExp().sum);
+    std::fill_n(max, size, LogSumExp::empty().max);
+    std::fill_n(sum, size, LogSumExp::empty().sum);
     int64_t i = 0;
     for (; i + 4 <= num_rows; i += 4) add_four_rows(rows + i, logits.inverse_temperature, size, exp, max, sum);
     for (; i < num_rows; ++i) {
@@ -93,7 +95,7 @@ WEBSSL_MULTIVERSION void column_tile_bf16(const ColumnPass& pass, int64_t begin,
 template <bool kStore>
 WEBSSL_HD LogSumExp exponentials(const float* logits, const float* prototype_potential, float inverse_temperature,
                                  float shift, int64_t size, const Exp& exp, float* e) {
-  float max = LogSumExp().max, sum = 0.0f;
+  float max = LogSumExp::empty().max, sum = 0.0f;
 #pragma omp simd reduction(max : max) reduction(+ : sum)
   for (int64_t k = 0; k < size; ++k) {
     const float x = scaled_logit(logits[k], inverse_temperature, prototype_potential[k]);
@@ -157,7 +159,7 @@ WEBSSL_HD void row_partition(const RowPass& pass, int64_t row_begin, int64_t row
         // The largest logit of a row is not known in advance, and rarely needed: a running shift is raised, and the
         // chunk done again, only where it would overflow.
         const float* x = widened(row_data<T>(logits, rows[i]) + begin, size, buffer);
-        LogSumExp s;
+        LogSumExp s = LogSumExp::empty();
         for (bool again = true; again;) {
           s = exponentials<kWithSums>(x, pass.prototype_potential_K + begin, logits.inverse_temperature, shift_R[i],
                                       size, exp, kWithSums ? e_RK + i * num_prototypes + begin : nullptr);

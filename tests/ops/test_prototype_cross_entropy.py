@@ -31,7 +31,7 @@ def exact(student, teacher, row_potential, prototype_potential, rows, weights):
     y = student.double() / TEMPERATURES["student_temperature"]
     log_p = teacher.double() / TEMPERATURES["teacher_temperature"] + row_potential.double()[:, None]
     p = torch.exp(log_p + prototype_potential.double())
-    loss, grad = torch.zeros((), dtype=torch.float64), torch.zeros_like(y)
+    loss, grad = y.new_zeros(()), torch.zeros_like(y)
     for s, m in torch.nonzero(weights).tolist():
         target, weight = p[rows[s, m]], weights[s, m].double()
         log_softmax = y[s] - y[s].logsumexp(0)
@@ -208,6 +208,43 @@ def test_is_deterministic(dtypes):
         torch.set_num_threads(num_threads)
     for loss, grad in results[1:]:
         assert torch.equal(loss, results[0][0]) and torch.equal(grad, results[0][1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scale", [1.0, -0.37])
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 200, 2, 4097)], ids=str)
+def test_gpu_matches_reference(shape, dtypes, scale):
+    arguments = problem(*shape, dtypes)
+    on_gpu = [tensor.cuda() for tensor in arguments]
+    loss, grad = run(prototype_cross_entropy, on_gpu, scale)
+    cpu_loss, cpu_grad = run(prototype_cross_entropy, arguments, scale)
+    torch.testing.assert_close(loss.cpu(), cpu_loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad.cpu(), cpu_grad, rtol=2**-7 if dtypes[0] == torch.bfloat16 else 1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_gpu_target_rows_out_of_range_make_the_loss_nan():
+    student, teacher, row_potential, prototype, rows, weights = (t.cuda() for t in problem(4, 3, 1, 5))
+    rows[2, 0] = 3
+    assert prototype_cross_entropy(student, teacher, row_potential, prototype, rows, weights, **TEMPERATURES).isnan()
+
+
+@pytest.mark.gpu
+def test_gpu_more_than_2_31_elements():
+    num_rows, num_prototypes = 16_400, 131_072
+    logits = torch.randn(num_rows, num_prototypes, device="cuda", dtype=torch.bfloat16) * 0.3
+    assert logits.numel() > 2**31
+    row = -torch.stack([torch.logsumexp(block.float() / 0.04, dim=1) for block in logits.split(400)]).flatten()
+    rows = torch.arange(num_rows, device="cuda")[:, None]
+    weights = torch.zeros(num_rows, 1, device="cuda")
+    weights[-5:] = 1
+    arguments = (logits, logits, row, torch.zeros(num_prototypes, device="cuda"), rows, weights)
+    loss, grad = run(prototype_cross_entropy, arguments)
+    expected_loss, expected_grad = exact(*(t[-5:] for t in arguments[:3]), arguments[3], rows[:5], weights[-5:])
+    torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-4, atol=0)
+    torch.testing.assert_close(grad[-5:].double(), expected_grad, rtol=2**-7, atol=1e-6)
+    assert not grad[:-5].any()
 
 
 @pytest.mark.parametrize("row", [-1, 3])

@@ -188,6 +188,27 @@ def test_rejects_a_center_of_another_size():
         softmax_potentials(torch.zeros(3, 4), 0.05, torch.zeros(5))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [*SHAPES, (0, 5), (700, 4097)])
+def test_gpu_matches_reference(shape, dtype):
+    logits = random_logits(*shape, dtype, row_spread=0.5)
+    mask = torch.arange(shape[0]) % 5 != 1 if shape[0] > 4 else None
+    row, prototype = sinkhorn_knopp(logits.cuda(), 0.04, row_mask_R=None if mask is None else mask.cuda())
+    cpu_row, cpu_prototype = sinkhorn_knopp(logits, 0.04, row_mask_R=mask)
+    torch.testing.assert_close(row.cpu(), cpu_row, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(prototype.cpu(), cpu_prototype, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.gpu
+def test_gpu_more_than_2_31_elements():
+    logits = torch.randn(16_400, 131_072, device="cuda", dtype=torch.bfloat16) * 0.3
+    assert logits.numel() > 2**31
+    row, prototype = sinkhorn_knopp(logits, 0.04)
+    last = torch.exp(logits[-5:].double() / 0.04 + row[-5:, None].double() + prototype.double())
+    torch.testing.assert_close(last.sum(dim=1), torch.ones(5, device="cuda", dtype=torch.float64), rtol=0, atol=1e-4)
+
+
 SPLITS = [(20, 30), (0, 50)]  # rows of each rank
 
 

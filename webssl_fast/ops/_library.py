@@ -1,10 +1,12 @@
 """The one place that imports `_C` and owns the torch.library namespace `webssl`.
 
-An op module defines its schema and implementations on `LIBRARY`, and asks `reference_forced()` whether the run wants the
-plain-torch references (`ops: reference` in a config, for bisecting).
+An op module defines its schema and implementations on `LIBRARY`, and asks `reference_forced()` whether the run wants
+the plain-torch references (`ops: reference` in a config, for bisecting).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -29,6 +31,16 @@ def force_reference(forced: bool) -> None:
 
 def reference_forced() -> bool:
     return _reference_forced
+
+
+def cuda_kernel(name: str) -> Callable:
+    """A CUDA function of `_C`, or an error that says how to get it."""
+    if not cuda_architectures():
+        raise NotImplementedError(
+            f"{name}: this webssl_fast was built without CUDA kernels, since CMake found no nvcc. Put nvcc on PATH (or "
+            "set CUDACXX) and install again, or run the plain torch reference with `ops: reference` in the config."
+        )
+    return getattr(C, name)
 
 
 def cuda_architectures() -> list[str]:

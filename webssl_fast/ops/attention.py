@@ -16,12 +16,15 @@ from webssl_fast.ops import _library
 
 Groups = tuple[tuple[int, int], ...]
 
+_LONGEST_EXPLICIT = 512  # tokens: beyond it, N x N temporaries cost more than they save
+
 
 def attention(qkv_T3Hd: Tensor, groups: Groups) -> Tensor:
     """Attention outputs [T, H d], in the dtype and on the device of `qkv_T3Hd`; differentiable.
 
     Each group is one call of torch's scaled_dot_product_attention on strided views: nothing is copied on the way in,
-    and the groups' outputs are joined once.
+    and the groups' outputs are joined once. The exception is training in bf16 on a CPU, where sequences of up to 512
+    tokens are computed from the formula.
 
     Args:
         qkv_T3Hd: queries, keys and values of each token, any floating dtype, as the qkv projection writes them.
@@ -34,14 +37,27 @@ def attention(qkv_T3Hd: Tensor, groups: Groups) -> Tensor:
     if _library.reference_forced():
         return attention_reference(qkv_T3Hd, groups)
     outputs = []
-    for qkv_TD, (num_sequences, length) in zip(
-        qkv_T3Hd.split([n * length for n, length in groups]), groups, strict=True
-    ):
+    num_tokens = [num_sequences * length for num_sequences, length in groups]
+    for qkv, (num_sequences, length) in zip(qkv_T3Hd.split(num_tokens), groups, strict=True):
         # unbind, not indexing: its backward writes the three gradients into one buffer.
-        q, k, v = qkv_TD.unflatten(0, (num_sequences, length)).transpose(1, 3).unbind(2)
-        out = F.scaled_dot_product_attention(q, k, v)
+        q, k, v = qkv.unflatten(0, (num_sequences, length)).transpose(1, 3).unbind(2)
+        trains_in_bf16 = q.dtype == torch.bfloat16 and q.requires_grad and torch.is_grad_enabled()
+        if trains_in_bf16 and q.device.type == "cpu" and length <= _LONGEST_EXPLICIT:
+            out = _explicit_bf16(q, k, v)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)
         outputs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _explicit_bf16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of [B, H, N, d] from its formula: scores and softmax in fp32, probabilities in bf16 as in torch's SDPA.
+
+    The backward of torch 2.13's SDPA is slow in bf16 on CPUs (benchmarks/ops/bench_attention.py times both); the errors
+    are alike.
+    """
+    scores_BHNN = q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5
+    return torch.softmax(scores_BHNN, dim=-1).to(v.dtype) @ v
 
 
 def _check(qkv_T3Hd: Tensor, groups: Groups) -> None:

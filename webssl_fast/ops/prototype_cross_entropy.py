@@ -14,6 +14,8 @@ Dimensions: S student rows, R teacher rows, M pairs of a student row, K prototyp
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ def prototype_cross_entropy(
     depend on the number of threads.
 
     Args:
-        student_logits_SK, teacher_logits_RK: fp32 or bf16 on the CPU, each of its own dtype. Prototypes should be
+        student_logits_SK, teacher_logits_RK: fp32 or bf16 on CPU or CUDA, each of its own dtype. Prototypes should be
             contiguous, otherwise a copy is made.
         row_potential_R, prototype_potential_K: fp32, of `sinkhorn_knopp` or `softmax_potentials` on the teacher's
             logits at `teacher_temperature`.
@@ -49,7 +51,8 @@ def prototype_cross_entropy(
     Raises:
         ValueError: wrong shapes, no prototypes, temperatures out of range.
         TypeError: wrong dtypes.
-        IndexError: a target row out of range.
+        IndexError: a target row out of range (on CUDA, where a kernel cannot raise, the loss is NaN instead).
+        NotImplementedError: CUDA tensors in a build without CUDA kernels.
     """
     _check(student_logits_SK, teacher_logits_RK, row_potential_R, prototype_potential_K, target_rows_SM, weights_SM)
     for name, temperature in (("student", student_temperature), ("teacher", teacher_temperature)):
@@ -166,17 +169,12 @@ def _forward_fake(
     return loss, student_logits_SK.new_empty(student_logits_SK.shape if with_gradient else (0,))
 
 
-def _forward_cpu(
-    student_logits_SK: Tensor,
-    teacher_logits_RK: Tensor,
-    row_potential_R: Tensor,
-    prototype_potential_K: Tensor,
-    target_rows_SM: Tensor,
-    weights_SM: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+def _run_forward(kernel: Callable, arguments: tuple, last_argument: int) -> tuple[Tensor, Tensor]:
+    """Calls the CPU kernel, whose last argument is a number of threads, or the CUDA kernel, where it is a stream."""
+    student_logits_SK, teacher_logits_RK, row_potential_R, prototype_potential_K, target_rows_SM, weights_SM = (
+        arguments[:6]
+    )
+    student_temperature, teacher_temperature, with_gradient = arguments[6:]
     student_logits_SK = _contiguous_prototypes(student_logits_SK)
     teacher_logits_RK = _contiguous_prototypes(teacher_logits_RK)
     row_potential_R, prototype_potential_K = row_potential_R.contiguous(), prototype_potential_K.contiguous()
@@ -184,7 +182,7 @@ def _forward_cpu(
     num_students, num_prototypes = student_logits_SK.shape
     loss_S = student_logits_SK.new_empty(num_students, dtype=torch.float64)
     grad_SK = student_logits_SK.new_empty((num_students, num_prototypes) if with_gradient else (0,))
-    _library.C.prototype_cross_entropy_cpu(
+    kernel(
         student_logits_SK.data_ptr(),
         student_logits_SK.dtype == torch.bfloat16,
         student_logits_SK.stride(0),
@@ -203,9 +201,19 @@ def _forward_cpu(
         teacher_temperature,
         loss_S.data_ptr(),
         grad_SK.data_ptr(),
-        torch.get_num_threads(),
+        last_argument,
     )
     return loss_S.sum().float(), grad_SK
+
+
+def _forward_cpu(*arguments) -> tuple[Tensor, Tensor]:
+    return _run_forward(_library.C.prototype_cross_entropy_cpu, arguments, torch.get_num_threads())
+
+
+def _forward_cuda(*arguments) -> tuple[Tensor, Tensor]:
+    kernel = _library.cuda_kernel("prototype_cross_entropy_cuda")
+    with torch.cuda.device(arguments[0].device):
+        return _run_forward(kernel, arguments, torch.cuda.current_stream().cuda_stream)
 
 
 def _backward_cpu(grad_SK: Tensor, grad_loss: Tensor) -> None:
@@ -216,6 +224,18 @@ def _backward_cpu(grad_SK: Tensor, grad_loss: Tensor) -> None:
         grad_loss.item(),
         torch.get_num_threads(),
     )
+
+
+def _backward_cuda(grad_SK: Tensor, grad_loss: Tensor) -> None:
+    kernel = _library.cuda_kernel("prototype_cross_entropy_scale_cuda")
+    with torch.cuda.device(grad_SK.device):
+        kernel(
+            grad_SK.data_ptr(),
+            grad_SK.dtype == torch.bfloat16,
+            grad_SK.numel(),
+            grad_loss.data_ptr(),
+            torch.cuda.current_stream().cuda_stream,
+        )
 
 
 def _contiguous_prototypes(logits: Tensor) -> Tensor:
@@ -255,6 +275,8 @@ torch.library.register_fake(
 )
 _library.LIBRARY.impl("prototype_cross_entropy", _forward_cpu, "CPU")
 _library.LIBRARY.impl("prototype_cross_entropy_backward", _backward_cpu, "CPU")
+_library.LIBRARY.impl("prototype_cross_entropy", _forward_cuda, "CUDA")
+_library.LIBRARY.impl("prototype_cross_entropy_backward", _backward_cuda, "CUDA")
 torch.library.register_autograd(
     "webssl::prototype_cross_entropy", _backward, setup_context=_setup_context, lib=_library.LIBRARY
 )

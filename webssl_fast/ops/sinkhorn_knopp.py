@@ -18,6 +18,8 @@ Dimensions: R rows (tokens), K prototypes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -40,7 +42,7 @@ def sinkhorn_knopp(
     torch.distributed is initialised; a rank may have no row. The result does not depend on the number of threads.
 
     Args:
-        logits_RK: fp32 or bf16 on the CPU, any finite values whose quotient by the temperature is finite in fp32.
+        logits_RK: fp32 or bf16 on CPU or CUDA, any finite values whose quotient by the temperature is finite in fp32.
             Prototypes should be contiguous, otherwise a copy is made.
         temperature: > 0.
         num_iterations: >= 1.
@@ -49,6 +51,7 @@ def sinkhorn_knopp(
     Raises:
         ValueError: wrong shapes, no prototypes, temperature or num_iterations out of range.
         TypeError: wrong dtypes.
+        NotImplementedError: CUDA tensors in a build without CUDA kernels.
     """
     _check(logits_RK, temperature, row_mask_R)
     if num_iterations < 1:
@@ -176,43 +179,58 @@ def _row_pass_fake(
     return row_potential_R, row_potential_R.new_empty(num_prototypes if with_column_sums else 0)
 
 
-def _column_pass_cpu(logits_RK: Tensor, temperature: float, row_mask_R: Tensor | None) -> tuple[Tensor, Tensor]:
-    max_K, sum_K = _column_pass_fake(logits_RK, temperature, row_mask_R)
+def _run_column_pass(kernel: Callable, arguments: tuple, *last_arguments: int) -> tuple[Tensor, Tensor]:
+    logits_RK, temperature, row_mask_R = arguments
     logits_RK = _contiguous_prototypes(logits_RK)
     row_mask_R = None if row_mask_R is None else row_mask_R.contiguous()
-    _library.C.sinkhorn_column_pass_cpu(
-        *_logits_arguments(logits_RK, temperature, row_mask_R),
-        max_K.data_ptr(),
-        sum_K.data_ptr(),
-        torch.get_num_threads(),
-    )
+    max_K, sum_K = _column_pass_fake(*arguments)
+    kernel(*_logits_arguments(logits_RK, temperature, row_mask_R), max_K.data_ptr(), sum_K.data_ptr(), *last_arguments)
     return max_K, sum_K
 
 
-def _row_pass_cpu(
-    logits_RK: Tensor,
-    temperature: float,
-    prototype_potential_K: Tensor,
-    row_mask_R: Tensor | None,
-    with_column_sums: bool,
-) -> tuple[Tensor, Tensor]:
-    row_potential_R, column_sum_K = _row_pass_fake(
-        logits_RK, temperature, prototype_potential_K, row_mask_R, with_column_sums
-    )
+def _run_row_pass(kernel: Callable, num_partitions: int, arguments: tuple, last_argument: int) -> tuple[Tensor, Tensor]:
+    """Calls the CPU kernel, whose last argument is a number of threads, or the CUDA kernel, where it is a stream."""
+    logits_RK, temperature, prototype_potential_K, row_mask_R, _ = arguments
     logits_RK = _contiguous_prototypes(logits_RK)
     row_mask_R = None if row_mask_R is None else row_mask_R.contiguous()
     prototype_potential_K = prototype_potential_K.contiguous()
-    num_partitions = _library.C.sinkhorn_num_row_partitions(logits_RK.shape[0])
+    row_potential_R, column_sum_K = _row_pass_fake(*arguments)
     partial_sum_PK = column_sum_K.new_empty(num_partitions, column_sum_K.shape[0])
-    _library.C.sinkhorn_row_pass_cpu(
+    kernel(
         *_logits_arguments(logits_RK, temperature, row_mask_R),
         prototype_potential_K.data_ptr(),
         row_potential_R.data_ptr(),
         column_sum_K.data_ptr(),
         partial_sum_PK.data_ptr(),
-        torch.get_num_threads(),
+        last_argument,
     )
     return row_potential_R, column_sum_K
+
+
+def _column_pass_cpu(*arguments) -> tuple[Tensor, Tensor]:
+    return _run_column_pass(_library.C.sinkhorn_column_pass_cpu, arguments, torch.get_num_threads())
+
+
+def _row_pass_cpu(*arguments) -> tuple[Tensor, Tensor]:
+    num_partitions = _library.C.sinkhorn_num_row_partitions(arguments[0].shape[0])
+    return _run_row_pass(_library.C.sinkhorn_row_pass_cpu, num_partitions, arguments, torch.get_num_threads())
+
+
+def _column_pass_cuda(*arguments) -> tuple[Tensor, Tensor]:
+    kernel = _library.cuda_kernel("sinkhorn_column_pass_cuda")
+    logits_RK = arguments[0]
+    num_partitions = _library.C.sinkhorn_num_row_partitions_cuda(logits_RK.shape[0])
+    partial_2PK = logits_RK.new_empty(2, num_partitions, logits_RK.shape[1], dtype=torch.float32)
+    with torch.cuda.device(logits_RK.device):
+        return _run_column_pass(kernel, arguments, partial_2PK.data_ptr(), torch.cuda.current_stream().cuda_stream)
+
+
+def _row_pass_cuda(*arguments) -> tuple[Tensor, Tensor]:
+    kernel = _library.cuda_kernel("sinkhorn_row_pass_cuda")
+    logits_RK = arguments[0]
+    num_partitions = _library.C.sinkhorn_num_row_partitions_cuda(logits_RK.shape[0])
+    with torch.cuda.device(logits_RK.device):
+        return _run_row_pass(kernel, num_partitions, arguments, torch.cuda.current_stream().cuda_stream)
 
 
 def _contiguous_prototypes(logits_RK: Tensor) -> Tensor:
@@ -234,3 +252,5 @@ torch.library.register_fake("webssl::sinkhorn_column_pass", _column_pass_fake, l
 torch.library.register_fake("webssl::sinkhorn_row_pass", _row_pass_fake, lib=_library.LIBRARY)
 _library.LIBRARY.impl("sinkhorn_column_pass", _column_pass_cpu, "CPU")
 _library.LIBRARY.impl("sinkhorn_row_pass", _row_pass_cpu, "CPU")
+_library.LIBRARY.impl("sinkhorn_column_pass", _column_pass_cuda, "CUDA")
+_library.LIBRARY.impl("sinkhorn_row_pass", _row_pass_cuda, "CUDA")
