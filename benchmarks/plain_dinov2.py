@@ -190,7 +190,7 @@ class ProjectionHead(nn.Module):
             nn.Linear(hidden_dim, bottleneck_dim),
         )
         last_layer = nn.Linear(bottleneck_dim, num_prototypes, bias=False)
-        for linear in (*self.mlp[::2], last_layer):
+        for linear in (*(layer for layer in self.mlp if isinstance(layer, nn.Linear)), last_layer):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)

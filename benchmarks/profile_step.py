@@ -12,6 +12,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd.profiler_util import FunctionEvent
@@ -47,7 +48,7 @@ def kind_of(event: FunctionEvent, num_prototypes: int) -> str:
             if part in name:
                 return kind
         ancestor = ancestor.cpu_parent
-    shapes: list[list[int]] = [shape for shape in event.input_shapes or [] if isinstance(shape, list)]
+    shapes: list[Any] = [shape for shape in event.input_shapes or [] if isinstance(shape, list)]
     wide = any(num_prototypes in shape for shape in shapes)
     if event.name in GEMMS:
         return "gemm_prototypes" if wide else "gemm_backbone_and_heads"

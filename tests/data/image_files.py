@@ -17,7 +17,9 @@ def picture(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     phase = rng.uniform(0, 6, 3)
-    waves = np.stack([np.sin(x / 23 + y / 31 + phase[0]), np.cos(x / 17 - y / 41 + phase[1]), np.sin((x + y) / 29 + phase[2])])
+    waves = np.stack(
+        [np.sin(x / 23 + y / 31 + phase[0]), np.cos(x / 17 - y / 41 + phase[1]), np.sin((x + y) / 29 + phase[2])]
+    )
     return np.clip(128 + 90 * waves.transpose(1, 2, 0) + rng.normal(0, 4, (height, width, 3)), 0, 255).astype(np.uint8)
 
 

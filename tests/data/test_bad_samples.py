@@ -7,6 +7,7 @@ import pytest
 from tests.data.image_files import write_folder, write_tar
 from webssl_fast.data.bad_samples import BadSampleLog, BadShareLimit
 from webssl_fast.data.index import Index
+from webssl_fast.errors import UserError
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_without_a_folder_nothing_is_written_but_the_first_is_said(index, caplog
 def test_limit_waits_for_enough_samples_and_names_the_file():
     limit = BadShareLimit(0.1, 100, "run/bad_samples.jsonl")
     limit.count(90, 90)
-    with pytest.raises(RuntimeError, match=r"91 of 100 samples \(91.0%\).*max_bad_share = 10.0%.*run/bad_samples.jsonl"):
+    with pytest.raises(UserError, match=r"91 of 100 samples \(91.0%\).*max_bad_share = 10.0%.*run/bad_samples.jsonl"):
         limit.count(10, 1)
     exactly = BadShareLimit(0.1, 100, "")
     exactly.count(100, 10)

@@ -11,10 +11,13 @@ from PIL import Image, ImageOps
 from tests.data.image_files import claiming_65000x65000, encode, exif, picture, png_16_bit_rgb
 from webssl_fast.config.schema import DecodeConfig
 from webssl_fast.data.decode import BadImage, PillowDecoder, make_decoder
+from webssl_fast.errors import UserError
 
 PICTURE = picture()
 RGB = Image.fromarray(PICTURE)
-RGBA = Image.fromarray(np.dstack([PICTURE, np.linspace(0, 255, PICTURE.size // 3).reshape(PICTURE.shape[:2]).astype(np.uint8)]))
+RGBA = Image.fromarray(
+    np.dstack([PICTURE, np.linspace(0, 255, PICTURE.size // 3).reshape(PICTURE.shape[:2]).astype(np.uint8)])
+)
 OTHER = Image.fromarray(picture(seed=1))
 SAMPLES_16 = np.random.default_rng(0).integers(0, 65536, (40, 50)).astype(np.uint16)
 
@@ -154,12 +157,12 @@ def test_auto_without_nvimgcodec_says_so(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
     assert isinstance(make_decoder(DecodeConfig()), PillowDecoder)
     assert "pip install 'webssl_fast[dali]'" in caplog.text
-    with pytest.raises(ImportError, match="data.decode.backend=pillow"):
+    with pytest.raises(UserError, match="data.decode.backend=pillow"):
         make_decoder(DecodeConfig(backend="nvimgcodec"))
 
 
 def test_gpu_is_refused_with_the_way_out():
-    with pytest.raises(NotImplementedError, match="data.decode.device=cpu"):
+    with pytest.raises(UserError, match="data.decode.device=cpu"):
         make_decoder(DecodeConfig(device="gpu"))
 
 

@@ -11,6 +11,7 @@ from webssl_fast.config.schema import DataConfig, DecodeConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.order import sample_ids
 from webssl_fast.data.pipeline import MAX_ATTEMPTS, EvalLoader, TrainLoader, loader_threads
+from webssl_fast.errors import UserError
 from webssl_fast.records import CropRecipe
 
 RECIPES = [
@@ -104,7 +105,7 @@ def test_bad_samples_are_listed_once_over_restarts(index, bad_ids, tmp_path):
 def test_too_many_bad_samples_stop_the_run(index, tmp_path, prefetch_batches):
     config = CONFIG.model_copy(update={"max_bad_share": 0.02, "min_seen_before_stop": 24})
     with loader_of(index, config=config, output_dir=str(tmp_path), prefetch_batches=prefetch_batches) as loader:
-        with pytest.raises(RuntimeError, match="of 2[48] samples.*bad_samples.jsonl"):
+        with pytest.raises(UserError, match="of 2[48] samples.*bad_samples.jsonl"):
             for step in range(9):
                 loader.batch(step, 0)
                 loader.batch(step, 1)
@@ -112,7 +113,7 @@ def test_too_many_bad_samples_stop_the_run(index, tmp_path, prefetch_batches):
 
 def test_nothing_decodable_is_a_clear_error(tmp_path):
     index = Index.open(str(write_folder(tmp_path, {f"{i}.jpg": b"no image" for i in range(8)})))
-    with loader_of(index) as loader, pytest.raises(RuntimeError, match=f"{MAX_ATTEMPTS} samples in a row.*data.source"):
+    with loader_of(index) as loader, pytest.raises(UserError, match=f"{MAX_ATTEMPTS} samples in a row.*data.source"):
         loader.batch(0)
 
 
@@ -171,7 +172,7 @@ def test_bf16_crops(index):
 
 
 def test_too_few_images_for_a_step(index):
-    with pytest.raises(ValueError, match="34 images, fewer than train.global_batch_size = 64.*at most 34"):
+    with pytest.raises(UserError, match="34 images, fewer than train.global_batch_size = 64.*at most 34"):
         loader_of(index, global_batch_size=64)
 
 
@@ -185,9 +186,7 @@ def test_threads_of_the_loader(monkeypatch):
 
 @pytest.mark.parametrize("prefetch_batches", [0, 2])
 def test_evaluation_sees_every_good_sample_once_in_order(index, bad_ids, caplog, prefetch_batches):
-    loader = EvalLoader(
-        index, CONFIG, image_size_px=28, batch_size=7, num_threads=2, prefetch_batches=prefetch_batches
-    )
+    loader = EvalLoader(index, CONFIG, image_size_px=28, batch_size=7, num_threads=2, prefetch_batches=prefetch_batches)
     for _ in range(2):
         batches = list(loader)
         ids = np.concatenate([b.sample_ids for b in batches])
@@ -196,6 +195,12 @@ def test_evaluation_sees_every_good_sample_once_in_order(index, bad_ids, caplog,
         assert all(b.images.shape == (len(b.sample_ids), 3, 28, 28) for b in batches)
         assert loader.num_bad == NUM_BAD
     assert len(loader) == 5 and "bad" in caplog.text
+
+
+def test_evaluation_of_nothing_decodable_is_a_clear_error(tmp_path):
+    index = Index.open(str(write_folder(tmp_path, {f"{i}.jpg": b"no image" for i in range(8)})))
+    with pytest.raises(UserError, match="none of the 8 images.*'7.jpg': not an image"):
+        list(EvalLoader(index, CONFIG, image_size_px=28, batch_size=3))
 
 
 def test_evaluation_ranks_share_the_samples(index, bad_ids):

@@ -32,11 +32,14 @@ def _record(root: Path) -> None:
 
 
 def _states(root: Path, compiled: bool = True) -> dict[str, str]:
-    return {state.op: state.state for state in kernel_states(compiled, root)}
+    return {state.op: state.state for state in kernel_states(compiled, root) if state.op != "cpu_only"}
 
 
-def test_only_ops_with_cuda_sources_are_listed(root: Path) -> None:
-    assert _states(root) == {"sinkhorn": "never run"}
+def test_an_op_without_evidence_has_never_run(root: Path) -> None:
+    assert [(state.op, state.state) for state in kernel_states(True, root)] == [
+        ("cpu_only", "cpu only"),
+        ("sinkhorn", "never run"),
+    ]
 
 
 def test_verified_until_a_source_changes(root: Path) -> None:
@@ -74,3 +77,10 @@ def test_a_moved_byte_between_files_changes_the_hash(root: Path) -> None:
 def test_an_unknown_op_is_an_error(root: Path) -> None:
     with pytest.raises(FileNotFoundError, match="csrc/missing"):
         source_hash("missing", root)
+
+
+def test_words_name_the_gpu_and_the_way_out(root: Path) -> None:
+    _record(root)
+    assert "NVIDIA H100" in str(kernel_states(True, root)[1])
+    (root / "csrc/sinkhorn/sinkhorn_math.h").write_text("other formulas")
+    assert "make gpu-check" in str(kernel_states(True, root)[1])

@@ -8,6 +8,7 @@ import os
 import threading
 
 from webssl_fast.data.index import Index
+from webssl_fast.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,16 @@ class BadSampleLog:
                 return
             self._listed.add(sample_id)
             location = self._index.locate(sample_id)
-            entry = {"sample_id": sample_id, "name": self._index.name(sample_id), **location._asdict(), "reason": reason}
+            entry = {
+                "sample_id": sample_id,
+                "name": self._index.name(sample_id),
+                **location._asdict(),
+                "reason": reason,
+            }
             if len(self._listed) == 1:
-                logger.warning("sample %s cannot be decoded: %s. More are listed in %s", entry["name"], reason, self.path)
+                logger.warning(
+                    "sample %s cannot be decoded: %s. More are listed in %s", entry["name"], reason, self.path
+                )
             if self._path is None:
                 return
             line = "\n" * ends_in_half_a_line + json.dumps(entry) + "\n"
@@ -77,13 +85,13 @@ class BadShareLimit:
         self.num_bad = 0
 
     def count(self, num_seen: int, num_bad: int) -> None:
-        """Raises RuntimeError where the share of bad samples exceeds the limit, once enough were seen."""
+        """Raises UserError where the share of bad samples exceeds the limit, once enough were seen."""
         self.num_seen += num_seen
         self.num_bad += num_bad
         share = self.num_bad / max(self.num_seen, 1)
         if self.num_seen >= self._min_seen and share > self._max_share:
-            raise RuntimeError(
+            raise UserError(
                 f"{self.num_bad} of {self.num_seen} samples ({share:.1%}) could not be decoded, more than "
-                f"data.max_bad_share = {self._max_share:.1%}. They are listed with reasons in {self._listed_in}. Repair "
-                f"or remove them, or raise data.max_bad_share."
+                f"data.max_bad_share = {self._max_share:.1%}. They are listed with reasons in {self._listed_in}. "
+                f"Repair or remove them, or raise data.max_bad_share."
             )

@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from webssl_fast.config.schema import DecodeConfig
+from webssl_fast.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,10 @@ def make_decoder(config: DecodeConfig) -> Decoder:
     """The decoder that the config asks for.
 
     `backend: auto` takes nvImageCodec, or, with a warning, Pillow where it is not installed.
-    Raises ImportError for `backend: nvimgcodec` where it is missing, NotImplementedError for `device: gpu`.
+    Raises UserError for `backend: nvimgcodec` where it is missing, and for `device: gpu`.
     """
     if config.device == "gpu":
-        raise NotImplementedError(
+        raise UserError(
             "data.decode.device: gpu is not available in this version (images are decoded on the host); "
             "set data.decode.device=cpu"
         )
@@ -65,8 +66,9 @@ def make_decoder(config: DecodeConfig) -> Decoder:
         return NvImageCodecDecoder(config)
     except ImportError as error:
         if config.backend == "nvimgcodec":
-            raise ImportError(
-                f"data.decode.backend: nvimgcodec is not installed ({error}): {_INSTALL}, or set data.decode.backend=pillow"
+            raise UserError(
+                f"data.decode.backend: nvimgcodec is not installed ({error}): {_INSTALL}, or set "
+                f"data.decode.backend=pillow"
             ) from error
         logger.warning(
             "nvImageCodec does not import (%s): decoding with Pillow, about a third slower. For the faster one: %s",
@@ -93,14 +95,12 @@ class PillowDecoder:
             return BadImage("the file is empty"), ""
         kind = ""
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                kind = f"{image.format} ({image.mode})"
-                if too_large := _above_limit(image.height, image.width, self._config):
+            with Image.open(io.BytesIO(data)) as file:
+                kind = f"{file.format} ({file.mode})"
+                if too_large := _above_limit(file.height, file.width, self._config):
                     return too_large, kind
-                image.load()
-                if self._config.apply_exif_orientation:
-                    image = ImageOps.exif_transpose(image)
-                return _to_rgb(image), kind
+                file.load()
+                return _to_rgb(ImageOps.exif_transpose(file) if self._config.apply_exif_orientation else file), kind
         except Image.UnidentifiedImageError:
             return BadImage(f"not an image of a known format (it starts with {data[:8]!r})"), kind
         except Exception as error:  # plugins raise all sorts (SyntaxError, struct.error, ...) on damaged files
@@ -182,7 +182,8 @@ def _above_limit(height: int, width: int, config: DecodeConfig) -> BadImage | No
     if height * width <= config.max_pixels:
         return None
     return BadImage(
-        f"its header claims {width} x {height} = {height * width} pixels, above data.decode.max_pixels = {config.max_pixels}"
+        f"its header claims {width} x {height} = {height * width} pixels, above data.decode.max_pixels = "
+        f"{config.max_pixels}"
     )
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from webssl_fast.data.scan import FolderScan, TarScan, expand_pattern, scan_folder, scan_tars
+from webssl_fast.errors import UserError
 
 WHOLE_FILE = -1
 
@@ -83,19 +84,21 @@ class Index:
         A folder's classes are its first-level folders (below what all paths have in common), where there are two or
         more; a shard's labels are the numbers in `.cls`. With `class_names` (those of a training set), labels count in
         that list and an unknown class is an error.
-        Raises FileNotFoundError where nothing is there, ValueError where what is there cannot be used.
+        Raises UserError where nothing is there, or what is there cannot be used.
         """
         if not source:
-            raise ValueError("data source is empty: give a folder of images, a .tar or a pattern such as 'x-{000..127}.tar'")
+            raise UserError(
+                "data source is empty: give a folder of images, a .tar or a pattern such as 'x-{000..127}.tar'"
+            )
         path = os.path.expanduser(source)
         if os.path.isdir(path):
             return _from_folder(source, scan_folder(path), class_names)
         if not path.endswith(".tar"):
             if os.path.exists(path):
-                raise ValueError(f"data source {source!r} must be a folder, or a file or pattern that ends in .tar")
-            raise FileNotFoundError(
-                f"data source {source!r} does not exist (working folder {os.getcwd()!r}); it must be a folder, or a file "
-                f"or pattern that ends in .tar"
+                raise UserError(f"data source {source!r} must be a folder, or a file or pattern that ends in .tar")
+            raise UserError(
+                f"data source {source!r} does not exist (working folder {os.getcwd()!r}); it must be a folder, or a "
+                f"file or pattern that ends in .tar"
             )
         shards = [path] if os.path.isfile(path) else expand_pattern(path)
         return _from_tars(source, scan_tars(shards), class_names)
@@ -140,7 +143,7 @@ def _from_folder(source: str, scan: FolderScan, class_names: Sequence[str] | Non
     if class_names is None:
         class_names = found if len(found) >= 2 else []
     elif unknown := sorted(set(found) - set(class_names)):
-        raise ValueError(
+        raise UserError(
             f"data source {source!r} has the class {unknown[0]!r}, which is none of the {len(class_names)} expected "
             f"({', '.join(list(class_names)[:10])}, ...): both folders need the same class names"
         )
@@ -156,7 +159,7 @@ def _from_tars(source: str, scan: TarScan, class_names: Sequence[str] | None) ->
     if class_names is None:
         class_names = [str(i) for i in range(highest + 1)]
     elif highest >= len(class_names):
-        raise ValueError(f"data source {source!r} has the label {highest}, but there are {len(class_names)} classes")
+        raise UserError(f"data source {source!r} has the label {highest}, but there are {len(class_names)} classes")
     extensions = sorted(set(scan.member_extensions))
     id_of = {extension: i for i, extension in enumerate(extensions)}
     members = Members(

@@ -38,8 +38,8 @@ def positions_of(
 ) -> np.ndarray:
     """int64 [micro_batch_size]: positions of one rank's micro-batch.
 
-    A step covers [step * G, (step + 1) * G). Micro-step a covers the next world_size * micro_batch_size of them, rank by
-    rank, so the concatenation over micro-steps and ranks is the same for every number of ranks.
+    A step covers [step * G, (step + 1) * G). Micro-step a covers the next world_size * micro_batch_size of them, rank
+    by rank, so the concatenation over micro-steps and ranks is the same for every number of ranks.
     Raises ValueError where the global batch is no whole number of passes.
     """
     pass_size = world_size * micro_batch_size
@@ -49,7 +49,9 @@ def positions_of(
             f"{micro_batch_size} * {world_size} = {pass_size}"
         )
     if not 0 <= micro_step < global_batch_size // pass_size or not 0 <= rank < world_size:
-        raise ValueError(f"no micro-step {micro_step} of rank {rank} in {global_batch_size // pass_size} x {world_size}")
+        raise ValueError(
+            f"no micro-step {micro_step} of rank {rank} in {global_batch_size // pass_size} x {world_size}"
+        )
     first = step * global_batch_size + micro_step * pass_size + rank * micro_batch_size
     return np.arange(first, first + micro_batch_size, dtype=np.int64)
 

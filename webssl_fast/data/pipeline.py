@@ -25,6 +25,7 @@ from webssl_fast.data.index import Index
 from webssl_fast.data.order import positions_of, replacement_ids, sample_ids
 from webssl_fast.data.prefetch import Prefetcher
 from webssl_fast.data.read import SampleReader
+from webssl_fast.errors import UserError
 from webssl_fast.records import Batch, CropRecipe
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ _MAX_CHUNK = 8  # images handed to the decoder at once
 
 
 def loader_threads(config: DataConfig, prefetch_batches: int, num_compute_threads: int) -> int:
-    """`data.num_threads`; where it is 0, every core for a loader that runs between steps (no prefetching), and the cores
-    that computing leaves free otherwise: threads of both kinds on the same cores slow each other down."""
+    """`data.num_threads`; where it is 0, every core for a loader that runs between steps (no prefetching), and the
+    cores that computing leaves free otherwise: threads of both kinds on the same cores slow each other down."""
     if config.num_threads:
         return config.num_threads
     num_cores = len(os.sched_getaffinity(0))
@@ -97,7 +98,8 @@ class TrainLoader:
     prefetch_batches  made ahead in the background; 0: made in `batch`, between the steps of training
     num_threads       that decode and crop (see `loader_threads`)
     output_dir        where bad_samples.jsonl is written; None: nowhere
-    Raises ValueError where the source has fewer images than a step needs, or the batch sizes do not fit each other.
+    Raises UserError where the source has fewer images than a step needs, ValueError where the batch sizes do not fit
+    each other.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class TrainLoader:
         output_dir: str | None = None,
     ):
         if len(index) < global_batch_size:
-            raise ValueError(
+            raise UserError(
                 f"data source {index.source!r} has {len(index)} images, fewer than train.global_batch_size = "
                 f"{global_batch_size}: add images, or set train.global_batch_size to at most {len(index)}"
             )
@@ -136,7 +138,7 @@ class TrainLoader:
     def batch(self, step: int, micro_step: int = 0) -> Batch:
         """A micro-batch, on the host. Any step may be asked for; the next in order is what is prefetched.
 
-        Raises RuntimeError where too large a share of the samples cannot be decoded.
+        Raises UserError where too large a share of the samples cannot be decoded.
         """
         begin = time.perf_counter()
         batch = self._prefetcher.get((step, micro_step))
@@ -201,7 +203,7 @@ class TrainLoader:
                 return _Loaded(images, ids_B.tolist(), bad)  # type: ignore[arg-type]  # every place is filled now
             ids_B[pending] = replacement_ids(self._seed, len(self._index), positions_B[pending], attempt)
         sample_id, reason = bad[-1]
-        raise RuntimeError(
+        raise UserError(
             f"{MAX_ATTEMPTS} samples in a row could not be decoded, the last being {self._index.name(sample_id)!r}: "
             f"{reason}. Check that data.source = {self._index.source!r} is readable and holds images."
         )
@@ -214,10 +216,10 @@ class EvalBatch(NamedTuple):
 
 
 class EvalLoader:
-    """Every sample once, in the order of the index (or `sample_ids`, in theirs), as central crops. What cannot be decoded is
-    left out and counted.
+    """Every sample once, in the order of the index (or `sample_ids`, in theirs), as central crops.
 
-    With several ranks, rank r sees the samples r, r + world_size, ...
+    What cannot be decoded is left out and counted; UserError where that is everything. With several ranks, rank r sees
+    the samples r, r + world_size, ...
     """
 
     def __init__(
@@ -260,6 +262,12 @@ class EvalLoader:
                 self.num_bad += len(loaded.bad)
                 if loaded.images:
                     yield self._make_batch(loaded)
+                if self.num_bad == len(self._ids):
+                    sample_id, reason = loaded.bad[-1]
+                    raise UserError(
+                        f"none of the {self.num_bad} images of {self._index.source!r} can be decoded, e.g. "
+                        f"{self._index.name(sample_id)!r}: {reason}"
+                    )
         finally:
             prefetcher.close()
             source.close()
@@ -279,7 +287,5 @@ class EvalLoader:
 
     def _make_batch(self, loaded: _Loaded) -> EvalBatch:
         ids_B = np.array(loaded.sample_ids, np.int64)
-        images = evaluation_crop(
-            loaded.images, self._image_size_px, dtype=self._dtype, num_threads=self._num_threads
-        )
+        images = evaluation_crop(loaded.images, self._image_size_px, dtype=self._dtype, num_threads=self._num_threads)
         return EvalBatch(images, torch.from_numpy(self._index.label(ids_B)), ids_B)

@@ -32,9 +32,11 @@ class Prefetcher(Generic[Key, Product]):
             self._drop_pending()
             self._submit(key)
         _, future = self._pending.popleft()
-        last = self._pending[-1][0] if self._pending else key
-        while len(self._pending) < self._depth and (last := self._following(last)) is not None:
-            self._submit(last)
+        last: Key | None = self._pending[-1][0] if self._pending else key
+        while last is not None and len(self._pending) < self._depth:
+            last = self._following(last)
+            if last is not None:
+                self._submit(last)
         return future.result()
 
     def close(self) -> None:

@@ -11,6 +11,9 @@ import tarfile
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from webssl_fast.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -54,18 +57,21 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 def scan_folder(root: str) -> FolderScan:
     """Every file below `root` (links followed, hidden names skipped) that ends like an image.
 
-    Raises FileNotFoundError for a missing folder, ValueError where no image is found (naming the extensions looked for).
+    Raises UserError where a folder cannot be listed, or no image is found (naming the extensions looked for).
     """
     names: list[str] = []
     num_tars = 0
-    for path in _walk(root):
-        extension = path.rpartition(".")[2].lower()
-        if extension in IMAGE_EXTENSIONS:
-            names.append(os.path.relpath(path, root))
-        num_tars += extension == "tar"
+    try:
+        for path in _walk(root):
+            extension = path.rpartition(".")[2].lower()
+            if extension in IMAGE_EXTENSIONS:
+                names.append(os.path.relpath(path, root))
+            num_tars += extension == "tar"
+    except OSError as error:
+        raise UserError(f"data source {root!r}: {error.filename!r} cannot be listed: {error.strerror}") from error
     if not names:
         hint = f" It holds {num_tars} .tar files: give the pattern {os.path.join(root, '*.tar')!r}." if num_tars else ""
-        raise ValueError(
+        raise UserError(
             f"no images in folder {root!r} or below: looked for files that end in "
             f"{', '.join(sorted(IMAGE_EXTENSIONS))}.{hint}"
         )
@@ -94,7 +100,7 @@ def _walk(root: str) -> Iterator[str]:
 def expand_pattern(pattern: str) -> list[str]:
     """Files of "train-{000..127}.tar", "{a,b}/*.tar" and the like, in natural order.
 
-    Raises FileNotFoundError where the pattern, or a member of its braces, matches nothing.
+    Raises UserError where the pattern, or a member of its braces, matches nothing.
     """
     paths: list[str] = []
     missing: list[str] = []
@@ -107,9 +113,9 @@ def expand_pattern(pattern: str) -> list[str]:
         else:
             missing.append(one)
     if not paths:
-        raise FileNotFoundError(f"data source {pattern!r} matches no file (in {os.getcwd()!r})")
+        raise UserError(f"data source {pattern!r} matches no file (in {os.getcwd()!r})")
     if missing:
-        raise FileNotFoundError(
+        raise UserError(
             f"data source {pattern!r} names {len(alternatives)} files, of which {len(missing)} do not exist, "
             f"the first being {missing[0]!r}. Fix the range of the braces, or use a glob (*) for whatever is there."
         )
@@ -125,7 +131,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
     if bounds:
         low, high, width = int(bounds[1]), int(bounds[2]), len(bounds[1])
         if low > high:
-            raise ValueError(f"data source {pattern!r}: the range {match[0]} runs backwards")
+            raise UserError(f"data source {pattern!r}: the range {match[0]} runs backwards")
         choices: Iterator[str] | list[str] = (str(i).zfill(width) for i in range(low, high + 1))
     else:
         choices = match[1].split(",")
@@ -136,15 +142,15 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 def scan_tars(paths: list[str]) -> TarScan:
     """Samples of WebDataset shards: neighbouring members with the same path up to the first dot of the file name.
 
-    The image is the member whose extension is one of IMAGE_EXTENSIONS (a plain one, "jpg", before "left.jpg"), the label
-    is the whole number in the member `.cls` (-1 without one); the rest is remembered by extension.
-    Raises ValueError for a shard that is truncated, damaged, compressed or has an unreadable label, and for shards
-    without any image.
+    The image is the member whose extension is one of IMAGE_EXTENSIONS (a plain one, "jpg", before "left.jpg"), the
+    label is the whole number in the member `.cls` (-1 without one); the rest is remembered by extension.
+    Raises UserError for a shard that is truncated, damaged, compressed or cannot be opened, for a bad label, and
+    for shards without any image.
     """
     scan = TarScan(paths)
     without_image = 0
     for shard_id, path in enumerate(paths):
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             for key, members in itertools.groupby(_tar_members(path, file), key=lambda member: member[0]):
                 without_image += not _add_sample(scan, shard_id, file, key, {m[1]: m[2:] for m in members})
     if without_image:
@@ -152,14 +158,21 @@ def scan_tars(paths: list[str]) -> TarScan:
             "%d samples of %s (%d shards) hold no image and are left out", without_image, paths[0], len(paths)
         )
     if not scan.keys:
-        raise ValueError(
+        raise UserError(
             f"no images in {len(paths)} shards (the first is {paths[0]!r}): looked for members that end in "
             f"{', '.join(sorted(IMAGE_EXTENSIONS))}"
         )
     return scan
 
 
-def _add_sample(scan: TarScan, shard_id: int, file, key: str, members: dict[str, tuple[int, int]]) -> bool:
+def _opened(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"shard {path!r} cannot be opened: {error.strerror}") from error
+
+
+def _add_sample(scan: TarScan, shard_id: int, file: BinaryIO, key: str, members: dict[str, tuple[int, int]]) -> bool:
     images = [e for e in members if e.rpartition(".")[2].lower() in IMAGE_EXTENSIONS]
     if not images:
         return False
@@ -167,12 +180,14 @@ def _add_sample(scan: TarScan, shard_id: int, file, key: str, members: dict[str,
     offset, size = members.pop(image)
     label = -1
     if LABEL_EXTENSION in members:
-        text = os.pread(file.fileno(), members[LABEL_EXTENSION][1], members[LABEL_EXTENSION][0]).decode("ascii", "replace")
+        text = os.pread(file.fileno(), members[LABEL_EXTENSION][1], members[LABEL_EXTENSION][0]).decode(
+            "ascii", "replace"
+        )
         try:
             label = int(text)
         except ValueError:
-            raise ValueError(
-                f"shard {scan.shards[shard_id]!r}: member {key}.{LABEL_EXTENSION} must hold a whole number, got {text!r}"
+            raise UserError(
+                f"shard {scan.shards[shard_id]!r}: member {key}.{LABEL_EXTENSION} must be a whole number, got {text!r}"
             ) from None
     scan.keys.append(key)
     scan.shard_ids.append(shard_id)
@@ -187,16 +202,16 @@ def _add_sample(scan: TarScan, shard_id: int, file, key: str, members: dict[str,
     return True
 
 
-def _tar_members(path: str, file) -> Iterator[tuple[str, str, int, int]]:
+def _tar_members(path: str, file: BinaryIO) -> Iterator[tuple[str, str, int, int]]:
     """(key, extension, offset, size) of every regular member."""
     if file.read(2) == b"\x1f\x8b":
-        raise ValueError(f"shard {path!r} is compressed: members cannot be read at random. Decompress it (gunzip).")
+        raise UserError(f"shard {path!r} is compressed: members cannot be read at random. Decompress it (gunzip).")
     file.seek(0)
     end = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # else tarfile keeps an object for each
+                tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps an object for each
                 end = tar.offset
                 if not member.isreg():
                     continue
@@ -204,10 +219,10 @@ def _tar_members(path: str, file) -> Iterator[tuple[str, str, int, int]]:
                 stem, _, extension = name.partition(".")
                 yield (f"{folder}/{stem}" if folder else stem), extension, member.offset_data, member.size
     except tarfile.ReadError as error:
-        raise ValueError(f"shard {path!r} is truncated or damaged after byte {end}: {error}") from error
+        raise UserError(f"shard {path!r} is truncated or damaged after byte {end}: {error}") from error
     # tarfile takes a damaged or half header for the end; a whole archive ends with a block of zeros.
     if os.pread(file.fileno(), TAR_BLOCK, end) != bytes(TAR_BLOCK):
-        raise ValueError(
-            f"shard {path!r} is truncated or damaged: after byte {end} there is neither a member nor the end mark of an "
-            f"archive. Copy the shard again, or leave it out of the pattern."
+        raise UserError(
+            f"shard {path!r} is truncated or damaged: after byte {end} there is neither a member nor the end mark of "
+            f"an archive. Copy the shard again, or leave it out of the pattern."
         )

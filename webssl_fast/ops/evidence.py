@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-State = Literal["verified", "stale", "never run", "not compiled"]
+State = Literal["verified", "stale", "never run", "not compiled", "cpu only"]
 
 _PACKAGE = Path(__file__).parent.parent
 # A wheel carries the sources that its binary was built from; in a checkout they stand beside the package.
@@ -37,16 +37,26 @@ class KernelState:
     evidence: Evidence | None
 
     def __str__(self) -> str:
+        """The state in words, for a person who decides whether to trust the kernel."""
         if self.state == "verified" and self.evidence is not None:
-            return f"{self.op}: verified on {self.evidence.gpu}, {self.evidence.date}, torch {self.evidence.torch}"
+            return f"verified on {self.evidence.gpu}, {self.evidence.date}, torch {self.evidence.torch}"
         if self.state == "stale" and self.evidence is not None:
-            return f"{self.op}: stale (changed since it passed on {self.evidence.gpu}, {self.evidence.date})"
-        return f"{self.op}: {self.state}"
+            return f"stale: changed since it passed on {self.evidence.gpu}, {self.evidence.date}; run make gpu-check"
+        return {
+            "never run": "compiled for GPUs, never run on one; run make gpu-check where there is one",
+            "not compiled": "CUDA sources left out of this build (no nvcc, or WEBSSL_CUDA=OFF)",
+            "cpu only": "CPU; no CUDA kernel yet",
+        }[self.state]
+
+
+def kernel_ops(root: Path = SOURCE_ROOT) -> list[str]:
+    """Ops with kernels of their own, by name."""
+    return sorted(path.name for path in (root / "csrc").iterdir() if path.is_dir() and path.name != "core")
 
 
 def cuda_ops(root: Path = SOURCE_ROOT) -> list[str]:
-    """Ops with a CUDA implementation, by name."""
-    return sorted(path.parent.name for path in (root / "csrc").glob("*/*_cuda.cu"))
+    """Those of them that have a CUDA kernel."""
+    return [op for op in kernel_ops(root) if (root / "csrc" / op / f"{op}_cuda.cu").is_file()]
 
 
 def source_hash(op: str, root: Path = SOURCE_ROOT) -> str:
@@ -70,13 +80,16 @@ def read_evidence(root: Path = SOURCE_ROOT) -> dict[str, Evidence]:
 
 
 def kernel_states(compiled: bool, root: Path = SOURCE_ROOT) -> list[KernelState]:
-    """State of every op with CUDA sources. `compiled`: whether the extension in use holds CUDA kernels at all."""
+    """State of every op's kernels. `compiled`: whether the extension in use holds CUDA kernels at all."""
     evidence = read_evidence(root)
+    with_cuda = cuda_ops(root)
     states = []
-    for op in cuda_ops(root):
+    for op in kernel_ops(root):
         found = evidence.get(op)
         state: State
-        if not compiled:
+        if op not in with_cuda:
+            state = "cpu only"
+        elif not compiled:
             state = "not compiled"
         elif found is None:
             state = "never run"

@@ -30,9 +30,10 @@ def info() -> None:
         print("  cuda                    none found")
     compiled = cuda_architectures()
     print("kernels")
-    print(f"  compiled for            cpu{''.join(f', sm_{a}' for a in compiled) or ' only (no nvcc when it was built)'}")
-    for op, state in kernel_states().items():
-        print(f"  {op:23} {state}")
+    architectures = "".join(f", sm_{a}" for a in compiled)
+    print(f"  compiled for            cpu{architectures or ' only (no nvcc when it was built)'}")
+    for kernel in kernel_states(compiled=bool(compiled)):
+        print(f"  {kernel.op:23} {kernel}")
 
 
 def _version(package: str) -> str:
