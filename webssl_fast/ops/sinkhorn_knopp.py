@@ -70,7 +70,8 @@ def sinkhorn_knopp(
     if _is_joined(process_group):
         local_max_K, max_K = max_K, _all_reduce(max_K.clone(), "max", process_group)
         sum_K = _all_reduce(sum_K * torch.exp(local_max_K - max_K), "sum", process_group)
-    prototype_potential_K = torch.where(sum_K > 0, -(max_K + torch.log(sum_K)), 0.0)
+    # A sum is 0 only where no rank has a row; NaN stays NaN.
+    prototype_potential_K = torch.where(sum_K == 0, 0.0, -(max_K + torch.log(sum_K)))
     for iteration in range(num_iterations):
         last = iteration == num_iterations - 1
         row_potential_R, sum_K = ops.sinkhorn_row_pass(
@@ -78,8 +79,7 @@ def sinkhorn_knopp(
         )
         if not last:
             sum_K = _all_reduce(sum_K, "sum", process_group)
-            # A sum is 0 only where no rank has a row.
-            prototype_potential_K = prototype_potential_K - torch.where(sum_K > 0, torch.log(sum_K), 0.0)
+            prototype_potential_K = prototype_potential_K - torch.where(sum_K == 0, 0.0, torch.log(sum_K))
     return row_potential_R, prototype_potential_K
 
 
@@ -152,7 +152,7 @@ def sinkhorn_knopp_reference(
         lowest_1K = shifted_RK.new_full((1, z_RK.shape[1]), torch.finfo(torch.float32).min)
         max_K = _all_reduce(torch.cat([shifted_RK, lowest_1K]).amax(dim=0), "max", process_group)
         sum_K = _all_reduce(torch.exp(shifted_RK - max_K).sum(dim=0), "sum", process_group)
-        prototype_potential_K = torch.where(sum_K > 0, -(max_K + torch.log(sum_K)), 0.0)
+        prototype_potential_K = torch.where(sum_K == 0, 0.0, -(max_K + torch.log(sum_K)))
         row_potential_R = -torch.logsumexp(z_RK + prototype_potential_K, dim=1)
         if row_mask_R is not None:
             row_potential_R = row_potential_R.masked_fill(~row_mask_R, -torch.inf)
