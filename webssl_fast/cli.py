@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,9 @@ on sample photographs. The page needs no network and no other file.""",
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
+    # Before torch loads its OpenMP: threads that spin while they wait take the cores from the loader's threads and from
+    # whatever else runs, and a step on two busy cores takes four times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from webssl_fast.errors import Interrupted, UserError
 
     try:

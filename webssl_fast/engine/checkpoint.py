@@ -72,7 +72,7 @@ class Checkpoints:
             newest = f"the last complete one is {left[0]}" if left else "there is no earlier one"
             raise CheckpointError(
                 f"could not save a checkpoint in {self._folder}: {error}; {newest}. Make room (fewer "
-                "train.keep_checkpoints, a smaller train.keep_every) and start again: the run resumes by itself"
+                "train.keep_checkpoints, a larger train.keep_every) and start again: the run resumes by itself"
             ) from error
         if self._distributed.is_main:
             self._retain()
