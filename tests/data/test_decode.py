@@ -160,7 +160,10 @@ files += [encode(picture(), "JPEG", progressive=True), encode(picture()[:, :, 0]
 files += [encode(picture(), name, exif=exif(6)) for name in ("PNG", "WEBP", "TIFF")]
 files += [encode(picture(), name) for name in ("BMP", "GIF", "JPEG2000", "PPM")]
 decoder = make_decoder(DecodeConfig(backend=sys.argv[1], max_pixels=1_000_000))
-decoder.decode([data[:-1] + b"\\xc7" for data in files])  # a marker that ends no image
+for data in files[1:5]:  # damaged where the orientation stands, and at the end
+    damaged = bytearray(data)
+    damaged[data.find(b"Exif") + 14], damaged[-1] = 0x79, 0xC7
+    decoder.decode([bytes(damaged)] * 5)
 for _ in range(int(sys.argv[3])):
     damaged = bytearray(files[rng.integers(len(files))])
     for _ in range(rng.integers(1, 12)):
