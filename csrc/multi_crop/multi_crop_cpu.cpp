@@ -14,7 +14,7 @@ namespace webssl {
 namespace multi_crop {
 namespace {
 
-constexpr int kTapBlock = 4;          // taps are padded with zero weights to a multiple of this
+constexpr int kTapBlock = 2;          // taps are padded with zero weights to a multiple of this
 constexpr int kPixelsInCache = 2048;  // so many pixels of three float planes fit the L1 cache
 
 // Floats on a cache line, kept between crops.
@@ -100,7 +100,8 @@ void make_taps(const Axis& axis, int32_t size, bool mirrored, Taps* taps) {
 // out[i] = sum over k of weights[k] * rows[k][i]; num_taps is a multiple of kTapBlock.
 WEBSSL_MULTIVERSION
 void weigh_rows(const uint8_t* const* rows, const float* weights, int32_t num_taps, int64_t size, float* out) {
-  for (int32_t k = 0; k < num_taps; k += kTapBlock) {
+  int32_t k = 0;
+  for (; k + 4 <= num_taps; k += 4) {
     const uint8_t *r0 = rows[k], *r1 = rows[k + 1], *r2 = rows[k + 2], *r3 = rows[k + 3];
     const float w0 = weights[k], w1 = weights[k + 1], w2 = weights[k + 2], w3 = weights[k + 3];
     if (k == 0) {
@@ -110,6 +111,16 @@ void weigh_rows(const uint8_t* const* rows, const float* weights, int32_t num_ta
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) out[i] += w0 * r0[i] + w1 * r1[i] + w2 * r2[i] + w3 * r3[i];
     }
+  }
+  if (k == num_taps) return;
+  const uint8_t *r0 = rows[k], *r1 = rows[k + 1];
+  const float w0 = weights[k], w1 = weights[k + 1];
+  if (k == 0) {
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) out[i] = w0 * r0[i] + w1 * r1[i];
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) out[i] += w0 * r0[i] + w1 * r1[i];
   }
 }
 
