@@ -1,8 +1,9 @@
-"""`webssl`: from arguments to a recipe, nothing else. Recipes are imported when they run, so that `--help` is instant."""
+"""`webssl`: from arguments to a recipe, nothing else. Recipes are imported when they run: `--help` is instant."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ OVERRIDES_HELP = "settings that beat the file's, e.g. train.num_steps=100 model.
 EPILOG = """examples:
   webssl train configs/quickstart.yaml
   webssl train configs/quickstart.yaml data.source=~/photos output_dir=runs/mine
-  torchrun --nproc-per-node 8 -m webssl_fast train configs/pretrain/webdino_1b_mc2b.yaml data.source='shards/{00000..09999}.tar'
+  torchrun --nproc-per-node 8 -m webssl_fast train configs/pretrain/webdino_300m_mc2b.yaml data.source='x/{00..99}.tar'
   webssl eval configs/quickstart.yaml
   webssl report runs/quickstart
 """
@@ -40,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
   bad_samples.jsonl   files that could not be decoded, and why
 
 Start the same command again to go on after a kill or Ctrl-C: the run continues where it was, bit for bit. Ctrl-C and
-SIGTERM save first and exit with status 75. Under torchrun it uses every rank (`torchrun ... -m webssl_fast train CONFIG`).""",
+SIGTERM save first and exit with status 75. Under torchrun it uses every rank.""",
     )
     _config_arguments(train)
 
@@ -48,9 +49,9 @@ SIGTERM save first and exit with status 75. Under torchrun it uses every rank (`
         commands,
         "eval",
         "evaluate a checkpoint's frozen encoder by a config",
-        """Judges the frozen encoder of eval.checkpoint (a run or a checkpoint directory; output_dir by default) by what CONFIG
-describes under `eval:` (k-NN on labelled folders, tars or index files) beside an untrained network of the same
-architecture. Prints the scores and writes eval.json into output_dir.""",
+        """Judges the frozen encoder of eval.checkpoint (a run or a checkpoint directory; output_dir by default) by what
+CONFIG describes under `eval:` (k-NN on labelled folders or tars) beside an untrained network of the same architecture.
+Prints the scores and writes eval.json into output_dir.""",
     )
     _config_arguments(evaluate)
 
@@ -58,25 +59,30 @@ architecture. Prints the scores and writes eval.json into output_dir.""",
         commands,
         "report",
         "write one self-contained HTML page about a run",
-        """Writes RUN_DIR/report.html: losses, k-NN, throughput, schedules, data health, and PCA pictures of the patch features
-on sample photographs. The page needs no network and no other file.""",
+        """Writes RUN_DIR/report.html: losses, k-NN, throughput, schedules, data health, and PCA pictures of the patch
+features on sample photographs. The page needs no network and no other file.""",
     )
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the output_dir of a run")
     report.add_argument("-o", "--output", type=Path, help="where to write the page (default: RUN_DIR/report.html)")
-    report.add_argument("--images", type=Path, help="folder of photographs for the PCA pictures (default: the run's data)")
+    report.add_argument(
+        "--images", type=Path, help="folder of photographs for the PCA pictures (default: the run's data)"
+    )
 
     _command(
         commands,
         "info",
         "show versions, devices, and which kernels are built and verified",
-        "Shows what this installation can do: versions, CPU and GPUs, decoders, and for each kernel whether it is built and "
-        "whether it was verified on a real GPU.",
+        "Shows what this installation can do: versions, CPU and GPUs, decoders, and for each kernel whether it is "
+        "built and whether it was verified on a real GPU.",
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
+    # Before torch loads its OpenMP: threads that spin while they wait take the cores from the loader's threads and from
+    # whatever else runs, and a step on two busy cores takes four times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from webssl_fast.errors import Interrupted, UserError
 
     try:
@@ -116,5 +122,7 @@ def _command(commands, name: str, summary: str, description: str) -> argparse.Ar
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file; its keys are those of config/schema.py")
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG", help="a YAML file; its keys are those of config/schema.py"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)

@@ -1,4 +1,5 @@
-"""What goes wrong for reasons that the person at the keyboard can mend. The command line shows these without a traceback."""
+"""What goes wrong for reasons that the person at the keyboard can mend. The command line shows these without a
+traceback."""
 
 
 class UserError(Exception):

@@ -60,7 +60,9 @@ class Batch:
         return len(self.positions)
 
     def to(self, device: torch.device) -> Batch:
-        move = lambda t: t.to(device, non_blocking=True)
+        def move(t: Tensor) -> Tensor:
+            return t.to(device, non_blocking=True)
+
         return Batch(
             self.positions,
             self.sample_ids,

@@ -14,7 +14,7 @@ def linear(step: int, start: float, end: float, num_steps: int) -> float:
 
 
 def cosine(step: int, start: float, end: float, num_steps: int) -> float:
-    """Half a cosine from `start` at step 0 to `end` at `num_steps`, then constant (Loshchilov and Hutter 2017, eq. 5)."""
+    """Half a cosine from `start` at step 0 to `end` at `num_steps`, then constant (Loshchilov & Hutter 2017, eq. 5)."""
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * _progress(step, num_steps)))
 
 

@@ -25,9 +25,11 @@ class Exp {
   WEBSSL_HD float operator()(float x) const {
     x = x < lowest_ ? lowest_ : x;
     x = x > highest_ ? highest_ : x;
-    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the sum.
-    const float shifted = x * 0x1.715476p+0f + 0x1.8p+23f;
-    const float n = shifted - 0x1.8p+23f;
+    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the sum: n + 127, the exponent field
+    // of 2^n.
+    constexpr float kRound = 0x1.8p+23f + 127.0f;
+    const float shifted = x * 0x1.715476p+0f + kRound;
+    const float n = shifted - kRound;
     float r = x - n * 0x1.62e4p-1f;
     r = r - n * 0x1.7f7d1cp-20f;
     float p = 0x1.6a23dp-10f;
@@ -37,7 +39,8 @@ class Exp {
     p = p * r + 0x1.fffffcp-2f;
     p = p * (r * r) + r;
     p = p + 1.0f;
-    return float_from_bits(bits_from_float(p) + (bits_from_float(shifted) << 23));
+    // A product, not a sum of bits: that would turn some NaN into numbers.
+    return p * float_from_bits(bits_from_float(shifted) << 23);
   }
 
  private:

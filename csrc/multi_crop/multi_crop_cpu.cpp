@@ -1,7 +1,5 @@
 // multi_crop on the CPU: one task makes one crop. Each function below that loops over pixels is compiled for every
 // x86-64 level (WEBSSL_MULTIVERSION) and written so that the compiler vectorises it.
-#include "multi_crop/multi_crop.h"
-
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -9,6 +7,7 @@
 #include <vector>
 
 #include "core/parallel.h"
+#include "multi_crop/multi_crop.h"
 #include "multi_crop/multi_crop_math.h"
 
 namespace webssl {
@@ -213,10 +212,18 @@ struct ColorChain {
     for (int place = begin; place < end; ++place) {
       const float factor = parameters[kBrightness + operations[place]];
       switch (operations[place]) {
-        case kApplyBrightness: blend_with_constant(pixels, 0.0f, factor); break;
-        case kApplyContrast: blend_with_constant(pixels, mean_gray, factor); break;
-        case kApplySaturation: blend_with_gray(pixels, factor); break;
-        case kApplyHue: turn_hue(pixels, factor); break;
+        case kApplyBrightness:
+          blend_with_constant(pixels, 0.0f, factor);
+          break;
+        case kApplyContrast:
+          blend_with_constant(pixels, mean_gray, factor);
+          break;
+        case kApplySaturation:
+          blend_with_gray(pixels, factor);
+          break;
+        case kApplyHue:
+          turn_hue(pixels, factor);
+          break;
       }
     }
   }

@@ -83,7 +83,8 @@ struct Box {
 WEBSSL_HD int32_t at_least_one(double x) { return x < 1.0 ? 1 : static_cast<int32_t>(x); }
 
 // The distribution of torchvision's RandomResizedCrop: up to ten tries of a uniform share of the area and a log-uniform
-// aspect ratio, then the largest centered box whose ratio is allowed. `rint` rounds half to even, as Python's round does.
+// aspect ratio, then the largest centered box whose ratio is allowed. `rint` rounds half to even, as Python's round
+// does.
 WEBSSL_HD Box draw_box(const CropKey& key, const Recipe& recipe, int32_t height, int32_t width) {
   const double area = static_cast<double>(height) * width;
   const double log_low = log(recipe.ratio_low), log_high = log(recipe.ratio_high);

@@ -1,5 +1,7 @@
 import io
+import os
 import resource
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -83,7 +85,7 @@ def test_equals_pillow(decoder, kind):
     assert image.dtype == torch.uint8 and image.is_contiguous()
     expected = by_pillow(GOOD[kind])
     assert image.shape == expected.shape
-    assert np.abs(image.numpy().astype(int) - expected).max() <= (1 if kind == "tiff palette" else 0)
+    assert np.abs(image.numpy().astype(int) - expected).max() == 0
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -93,7 +95,7 @@ def test_exif_orientation_is_an_option(backend, format_name, orientation):
     (turned,) = make_decoder(DecodeConfig(backend=backend)).decode([data])
     (stored,) = make_decoder(DecodeConfig(backend=backend, apply_exif_orientation=False)).decode([data])
     assert np.array_equal(turned, by_pillow(data))
-    if (backend, format_name) != ("pillow", "TIFF"):  # which always turns these
+    if format_name != "TIFF":  # which Pillow always turns
         assert np.array_equal(stored, by_pillow(encode(RGB, format_name)))
 
 
@@ -143,6 +145,42 @@ def test_pixel_limit_is_a_setting(backend):
     for kind in ("jpeg", "png", "gif", "tiff lzw"):
         (bad,) = decoder.decode([GOOD[kind]])
         assert isinstance(bad, BadImage) and "90 x 60 = 5400 pixels, above data.decode.max_pixels = 5399" in bad.reason
+
+
+_DECODE_DAMAGED = """
+import sys
+import numpy as np
+from tests.data.image_files import encode, exif, picture
+from webssl_fast.config.schema import DecodeConfig
+from webssl_fast.data.decode import make_decoder
+
+rng = np.random.default_rng(int(sys.argv[2]))
+files = [encode(picture(123, 187), "JPEG", exif=exif(orientation)) for orientation in (1, 2, 3, 6, 7)] * 3
+files += [encode(picture(), "JPEG", progressive=True), encode(picture()[:, :, 0], "JPEG")]
+files += [encode(picture(), name, exif=exif(6)) for name in ("PNG", "WEBP", "TIFF")]
+files += [encode(picture(), name) for name in ("BMP", "GIF", "JPEG2000", "PPM")]
+decoder = make_decoder(DecodeConfig(backend=sys.argv[1], max_pixels=1_000_000))
+for data in files[1:5]:  # damaged where the orientation stands, and at the end
+    damaged = bytearray(data)
+    damaged[data.find(b"Exif") + 14], damaged[-1] = 0x79, 0xC7
+    decoder.decode([bytes(damaged)] * 5)
+for _ in range(int(sys.argv[3])):
+    damaged = bytearray(files[rng.integers(len(files))])
+    for _ in range(rng.integers(1, 12)):
+        damaged[rng.integers(min(len(damaged), 200) if rng.random() < 0.5 else len(damaged))] = rng.integers(256)
+    decoder.decode([bytes(damaged[: rng.integers(1, len(damaged))] if rng.random() < 0.3 else damaged)])
+"""
+
+
+def test_damaged_files_do_not_end_the_process(backend):
+    """Decoders are native code, and a write outside a buffer shows late or never: glibc's checks find it.
+
+    With nvImageCodec turning the images by itself, this fails.
+    """
+    arguments = [sys.executable, "-W", "ignore", "-c", _DECODE_DAMAGED, backend, "0", "4000"]
+    checked = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
+    process = subprocess.run(arguments, capture_output=True, text=True, env=checked)
+    assert process.returncode == 0, process.stderr[-500:]
 
 
 def test_second_chance_is_said_once_a_kind_and_counted(caplog):

@@ -25,9 +25,10 @@ def assert_same_run(run: Path, other: Path, ignore: tuple[str, ...] = ()) -> Non
 
 
 def tensors_of(run: Path) -> dict[str, Tensor]:
-    """All tensors of the newest checkpoint, read without the code under test; of unsharded runs only."""
+    """All tensors of the newest checkpoint by file and name, read without the code under test."""
     newest = max((run / "checkpoints").glob("step_*"))
-    return {name: t for path in newest.glob("*.safetensors") for name, t in load_file(path).items()}
+    files = {path.name: load_file(path) for path in newest.glob("*.safetensors")}
+    return {f"{file}: {name}": tensor for file, tensors in files.items() for name, tensor in tensors.items()}
 
 
 def metrics_of(run: Path, ignore: tuple[str, ...] = ()) -> list[dict]:

@@ -1,17 +1,13 @@
 """Runs of two processes on one host, against the same run in one process."""
 
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
-from tests.engine.comparison import metrics_of
+from tests.engine.comparison import assert_same_run, metrics_of
 from tests.engine.toy_method import ToyMethod
 from tests.engine.toy_run import run_toy
 from webssl_fast.engine.checkpoint import load_weights
@@ -41,7 +37,7 @@ def test_one_process_resumes_as_two_and_two_as_one(tmp_path):
     _, errors = run.communicate(timeout=120)
     assert "RESUMED UNDER OTHER CONDITIONS" in errors and "world_size was 1 and is 2" in errors
     newest = max((moved / "checkpoints").iterdir())
-    assert newest.name == "step_00000015"  # the ranks agree on a signal one step after it came
+    assert newest.name == "step_00000015"  # one rank was told in step 14, and both stop after the same later step
     shards = sorted(path.name for path in newest.glob("*.safetensors"))
     assert [name.split("-")[1] for name in shards] == ["00001", "00002"]
     run_toy(moved, train_settings=log_each, **LOADER)
@@ -61,19 +57,10 @@ def test_one_process_resumes_as_two_and_two_as_one(tmp_path):
         torch.testing.assert_close(tensor, weights_of(one)[name], rtol=1e-4, atol=1e-5)
 
 
-def test_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
-    run = start_two(tmp_path, train={"num_steps": 2000, "checkpoint_every": 2000}, step_time_s=0.02)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline and run.poll() is None
-        time.sleep(0.05)
-    children = open(f"/proc/{run.pid}/task/{run.pid}/children").read().split()
-    assert len(children) == 2
-    os.kill(int(children[1]), signal.SIGTERM)
-    _, errors = run.communicate(timeout=60)
-    stopped = set(re.findall(r"stopped by signal 15 after step (\d+)", errors))
-    assert len(stopped) == 1, errors
-    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
-    assert checkpoint.name == f"step_{int(stopped.pop()):08d}"
-    assert json.loads((checkpoint / "state.json").read_text())["facts"]["world_size"] == 2
-    weights_of(tmp_path)  # whole and intact
+@pytest.mark.nightly
+def test_two_processes_interrupted_and_resumed_equal_uninterrupted(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, settings in ((one, {}), (two, {"stop_at_step": 8}), (two, {})):
+        _, errors = start_two(folder, **settings, **LOADER).communicate(timeout=120)
+        assert "step/s" in errors, errors
+    assert_same_run(one, two)

@@ -68,7 +68,7 @@ def run_toy(
     def batch(step: int, micro_step: int):
         if micro_step == 0:
             time.sleep(step_time_s)
-            if step == stop_at_step:
+            if step == stop_at_step and distributed.rank == distributed.world_size - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             if on_batch is not None:
                 on_batch(step)

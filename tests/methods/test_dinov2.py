@@ -23,7 +23,8 @@ def cross_entropy_fp64(target_K, student_K, temperature=0.1):
 
 
 def objective_fp64(method, batch, temperature):
-    """The loss of DINOv2 (facts: 18-pair mean for 2 + 8 crops, iBOT over all global crops, KoLeo per view), pair by pair."""
+    """The loss of DINOv2 (facts: 18-pair mean for 2 + 8 crops, iBOT over all global crops, KoLeo per view), pair by
+    pair."""
     B, num_local = batch.num_images, batch.crops[1].shape[0]
     global_crops, local_crops = (c.flatten(0, 1) for c in batch.crops)
     mask_RN = batch.host["mask_RN"]
@@ -80,7 +81,9 @@ def test_loss_and_gradients_match_the_formula(num_images, group_size):
     ours = torch.autograd.grad(loss, list(parameters.values()))
     theirs = torch.autograd.grad(expected, list(parameters.values()))
     for name, a, b in zip(parameters, ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-6 + 1e-4 * b.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            a, b, rtol=2e-3, atol=2e-6 + 1e-4 * b.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_satisfies_the_protocol_and_names_its_modules():

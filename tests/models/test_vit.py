@@ -87,7 +87,7 @@ def cubic(x: float, a: float = -0.75) -> float:
 
 
 def interpolation_matrix(out_size: int, in_size: int) -> torch.Tensor:
-    """Bicubic weights when the sampling scale is (out + 0.1) / in, from the formula: source = (i + 0.5) / scale - 0.5."""
+    """Bicubic weights at a sampling scale of (out + 0.1) / in, from the formula: source = (i + 0.5) / scale - 0.5."""
     matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
     for i in range(out_size):
         source = (i + 0.5) * in_size / (out_size + 0.1) - 0.5

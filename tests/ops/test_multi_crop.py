@@ -145,9 +145,7 @@ def test_opcheck(photographs):
 def test_compiles_fullgraph(photographs):
     @torch.compile(fullgraph=True, backend="aot_eager")
     def compiled(images, parameters_BVP):
-        crops = torch.ops.webssl.multi_crop(
-            images, parameters_BVP, SIZES_PX, [0.5] * 3, [0.2] * 3, torch.float32, 1
-        )
+        crops = torch.ops.webssl.multi_crop(images, parameters_BVP, SIZES_PX, [0.5] * 3, [0.2] * 3, torch.float32, 1)
         return [c.mean() for c in crops]
 
     parameters_BVP = draw(photographs)
@@ -283,8 +281,10 @@ def test_whole_chains_agree_with_pillow(photographs):
                 errors.append(np.abs(crop_3SS.permute(1, 2, 0).double().numpy() - expected).ravel())
     everything = np.concatenate(errors)
     means, p999s = [e.mean() for e in errors], [np.quantile(e, 0.999) for e in errors]
-    print(f"mean {everything.mean():.2f}, worst crop {max(means):.2f}; "
-          f"p99.9 {np.quantile(everything, 0.999):.2f}, worst crop {max(p999s):.2f}")
+    print(
+        f"mean {everything.mean():.2f}, worst crop {max(means):.2f}; "
+        f"p99.9 {np.quantile(everything, 0.999):.2f}, worst crop {max(p999s):.2f}"
+    )
     assert everything.mean() <= 2 and np.quantile(everything, 0.999) <= 8
 
 

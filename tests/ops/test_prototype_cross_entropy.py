@@ -84,6 +84,15 @@ def test_survives_large_logits():
     assert (grad - expected_grad).abs().max() <= 2 * (torch_grad - expected_grad).abs().max() + 1e-5
 
 
+@pytest.mark.parametrize("index", [0, 1, 2, 3])
+def test_nan_stays_visible(index):
+    """In the student's or the teacher's logits, or in a potential, with any payload."""
+    arguments = problem(1, 1, 1, 3000)
+    arguments[index].view(torch.int32).view(-1)[-1] = -1
+    loss, grad = run(prototype_cross_entropy, arguments)
+    assert loss.isnan() and grad[0, -1].isnan()
+
+
 def test_dino_pairs_equal_the_published_sums():
     """The 18 (student crop, teacher crop) pairs of 2 global and 8 local crops, averaged over pairs and images."""
     num_images, num_prototypes = 3, 65

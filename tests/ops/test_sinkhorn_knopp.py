@@ -71,6 +71,17 @@ def test_is_finite_for_extreme_logits(magnitude):
     assert all(torch.isfinite(p).all() for p in potentials)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("position", [(0, 0), (6, 2500)])
+def test_nan_stays_visible(position, dtype):
+    logits = random_logits(9, 3000, dtype)
+    # Of any payload: all bits set.
+    logits.view(torch.int32 if dtype == torch.float32 else torch.int16)[position] = -1
+    assert logits[position].isnan()
+    row, prototype = sinkhorn_knopp(logits, 0.05)
+    assert row[position[0]].isnan() and prototype[position[1]].isnan()
+
+
 def test_is_finite_where_a_prototype_underflows_everywhere():
     logits = torch.zeros(6, 10)
     logits[:, 3] = -1e5

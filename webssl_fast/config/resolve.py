@@ -31,8 +31,9 @@ def resolve(config: RunConfig, *, world_size: int, device: str) -> RunConfig:
     group = train.group_size or max(d for d in range(1, MAX_DEFAULT_GROUP + 1) if batch % d == 0)
     if micro % group:
         raise ConfigError(
-            f"train.group_size is {group}, which does not divide micro_batch_size {micro}; allowed: {_divisors(micro)}. "
-            f"It is part of the objective (KoLeo, mask ratios, drop-path), so set it before the first step of a run"
+            f"train.group_size is {group}, which does not divide micro_batch_size {micro}; allowed: "
+            f"{_divisors(micro)}. It is part of the objective (KoLeo, mask ratios, drop-path), so set it "
+            f"before the first step of a run"
         )
     prefetch = config.data.prefetch_batches
     if prefetch is None:

@@ -34,11 +34,13 @@ class DecodeConfig(Config):
 
 
 class DataConfig(Config):
-    """Where images come from: a folder (any depth), a tar pattern ("shards/{000..127}.tar", "*.tar") or an index file."""
+    """Where images come from: a folder (any depth), a tar, or a pattern of tars ("shards/{000..127}.tar", "*.tar")."""
 
     source: str = ""
     decode: DecodeConfig = DecodeConfig()
-    num_threads: NonNegativeInt = 0  # 0: every core when the loader runs between steps, cores minus compute threads else
+    num_threads: NonNegativeInt = (
+        0  # 0: every core when the loader runs between steps, cores minus compute threads else
+    )
     prefetch_batches: NonNegativeInt | None = None  # None: 0 on a CPU (the loader runs between steps), 4 on a GPU
     max_bad_share: Probability = 0.05  # a larger share of undecodable samples stops the run ...
     min_seen_before_stop: NonNegativeInt = 200  # ... once so many samples were seen
@@ -166,7 +168,7 @@ class TrainConfig(Config):
 class KnnConfig(Config):
     """Weighted k-NN on frozen features (Wu et al. 2018, as DINO uses it)."""
 
-    train_source: str = ""  # folders with one subfolder a class, tars or index files; empty: no k-NN
+    train_source: str = ""  # folders with one subfolder a class, or tars with .cls; empty: no k-NN
     test_source: str = ""
     k: PositiveInt = 20
     temperature: PositiveFloat = 0.07

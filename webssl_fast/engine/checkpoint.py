@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -29,6 +29,9 @@ from webssl_fast.engine.tensor_files import files_of_rank, read_tensors, write_t
 from webssl_fast.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from webssl_fast.methods.base import Method
 
 METHOD_PREFIX = "method."
 _STATE = "state.json"
@@ -72,7 +75,7 @@ class Checkpoints:
             newest = f"the last complete one is {left[0]}" if left else "there is no earlier one"
             raise CheckpointError(
                 f"could not save a checkpoint in {self._folder}: {error}; {newest}. Make room (fewer "
-                "train.keep_checkpoints, a smaller train.keep_every) and start again: the run resumes by itself"
+                "train.keep_checkpoints, a larger train.keep_every) and start again: the run resumes by itself"
             ) from error
         if self._distributed.is_main:
             self._retain()
@@ -156,7 +159,7 @@ class Checkpoints:
             _remove(path)
 
 
-def load_weights(path: str | Path, method: nn.Module, distributed: Distributed) -> dict[str, Any]:
+def load_weights(path: str | Path, method: Method, distributed: Distributed) -> dict[str, Any]:
     """Reads the weights of a checkpoint into `method`, in place, and nothing else; returns the checkpoint's state.
 
     path  a run's output_dir, its `checkpoints` folder, or one checkpoint; of the first two, the newest is read
@@ -164,6 +167,7 @@ def load_weights(path: str | Path, method: nn.Module, distributed: Distributed) 
     Raises FileNotFoundError where no checkpoint is, CheckpointError if it is damaged, and TensorMismatch, with `method`
     as it was, if it is of another architecture.
     """
+    assert isinstance(method, nn.Module)
     folder = find_checkpoint(path)
     fault = _fault(folder, distributed)
     if fault is not None:

@@ -142,7 +142,7 @@ def train(
 
     def judge() -> None:
         assert evaluate is not None
-        with clock.paused(), _undisturbed(method):
+        with clock.paused(), _undisturbed(method, distributed.device):
             scores = evaluate(step)
         reporter.line(step, {f"eval/{name}": value for name, value in scores.items()})
 
@@ -222,12 +222,12 @@ def _step(
 
 
 @contextmanager
-def _undisturbed(method: nn.Module) -> Iterator[None]:
+def _undisturbed(method: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode without gradients; every module's mode and torch's random state are put back afterwards."""
     modes = {module: module.training for module in method.modules()}
     method.eval()
     try:
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             yield
     finally:
         for module, mode in modes.items():

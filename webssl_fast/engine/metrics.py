@@ -149,11 +149,11 @@ class Reporter:
         if not self._active:
             return
         cut_back(self._path, step)
+        if tensorboard:
+            self._tensorboard = _summary_writer(output_dir / "tensorboard", step)
         # A log file gets a line every half minute, a terminal a moving bar.
         interval_s = 0.5 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(total=num_steps, initial=step, unit="step", mininterval=interval_s, dynamic_ncols=True)
-        if tensorboard:
-            self._tensorboard = _summary_writer(output_dir / "tensorboard", step)
 
     def advance(self) -> None:
         if self._active:

@@ -56,11 +56,15 @@ class RunState:
         self._window = window
         self._checkpoints = checkpoints
         self._distributed = distributed
+        world_size = distributed.world_size
+        # images_per_pass: a method may compare the images of one pass over all ranks (Sinkhorn-Knopp), so a run that
+        # moves to another number of ranks keeps its objective if micro_batch_size times ranks stays what it was.
         self._facts = {
             "global_batch_size": config.global_batch_size,
             "num_steps": config.num_steps,  # the schedules' length
+            "images_per_pass": (config.micro_batch_size or config.global_batch_size // world_size) * world_size,
             "num_threads": torch.get_num_threads(),
-            "world_size": distributed.world_size,
+            "world_size": world_size,
             "precision": config.precision,
             "device": distributed.device.type,
             "torch": torch.__version__,

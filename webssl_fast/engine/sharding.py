@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +45,8 @@ def shard(method: Method, distributed: Distributed, precision: str) -> None:
     # where they are used: it then computes what a single process computes, to the rounding of the gradients' sum.
     half = precision == "bf16" and distributed.device.type == "cuda"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
+    # A network may well return a view; only the in-place operations on it that the warning is about would be wrong.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for unit in method.shard_units():
         # Left to itself, an outermost module stays whole after its forward and is sharded again by its backward; a
         # teacher has none, and the EMA would then update shards that nobody reads.

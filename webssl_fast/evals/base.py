@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from webssl_fast.errors import UserError
 from webssl_fast.records import Features
 
-LabelledBatch = tuple[Tensor, Tensor, Tensor]
+LabelledBatch = tuple[Tensor, Tensor, np.ndarray]
 
 FEATURES: dict[str, Callable[[Features], Tensor]] = {
     "cls": lambda features: features.cls_token.float(),

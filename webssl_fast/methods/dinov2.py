@@ -2,8 +2,8 @@
 
     loss = DINO over all (student crop, teacher crop) pairs + iBOT on masked patches + 0.1 * KoLeo of each global view
 
-Dimensions: B images of this rank, V crops, G images of a group, N patches, M masked patches, R rows, K prototypes, D width.
-Crops are stacked crop-major: row v*B + b is crop v of image b.
+Dimensions: B images of this rank, V crops, G images of a group, N patches, M masked patches, R rows, K prototypes, D
+width. Crops are stacked crop-major: row v*B + b is crop v of image b.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from webssl_fast.methods.ema import copy_parameters, ema_update
 from webssl_fast.methods.losses import koleo
 from webssl_fast.methods.masking import group_masks
 from webssl_fast.methods.parameter_groups import vit_parameter_groups
-from webssl_fast.methods.prototype_targets import PrototypeTargets
+from webssl_fast.methods.prototype_targets import PrototypeTargets, Targets
 from webssl_fast.models.block import KeptSequences
 from webssl_fast.models.heads import PrototypeHead
 from webssl_fast.models.vit import Encoder, VisionTransformer
@@ -44,7 +44,14 @@ class DinoV2(nn.Module):
     name = "dinov2"
 
     def __init__(
-        self, config: DinoV2Config, model: ModelConfig, optim: OptimConfig, *, num_steps: int, group_size: int, seed: int
+        self,
+        config: DinoV2Config,
+        model: ModelConfig,
+        optim: OptimConfig,
+        *,
+        num_steps: int,
+        group_size: int,
+        seed: int,
     ):
         super().__init__()
         self.config, self.optim = config, optim
@@ -59,9 +66,13 @@ class DinoV2(nn.Module):
         self.global_grid = _patch_grid("method.global_crops", config.global_crops, backbone.patch_size)
         self.local_grid = _patch_grid("method.local_crops", config.local_crops, backbone.patch_size)
         if config.global_crops.num != 2:
-            raise ValueError(f"method.global_crops.num must be 2 (the objective pairs two views), got {config.global_crops.num}")
+            raise ValueError(
+                f"method.global_crops.num must be 2 (the objective pairs two views), got {config.global_crops.num}"
+            )
         if config.koleo_weight > 0 and group_size < 2:
-            raise ValueError("train.group_size is 1, but KoLeo needs neighbours: raise the batch or set method.koleo_weight=0")
+            raise ValueError(
+                "train.group_size is 1, but KoLeo needs neighbours: raise the batch or set method.koleo_weight=0"
+            )
 
     # ------------------------------------------------------------ what the engine asks
 
@@ -82,7 +93,10 @@ class DinoV2(nn.Module):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return vit_parameter_groups(
-            self.student, self.student.backbone.depth, self.optim, last_layer_frozen_steps=self.config.freeze_last_layer_steps
+            self.student,
+            self.student.backbone.depth,
+            self.optim,
+            last_layer_frozen_steps=self.config.freeze_last_layer_steps,
         )
 
     def initialize(self, seed: int) -> None:
@@ -111,7 +125,9 @@ class DinoV2(nn.Module):
         """Masks and drop-path choices, drawn for each group of `group_size` images by its place in the global order."""
         B, G = batch.num_images, self.group_size
         if B % G or batch.positions[0] % G:
-            raise ValueError(f"a batch of {B} images from position {batch.positions[0]} does not fall into groups of {G}")
+            raise ValueError(
+                f"a batch of {B} images from position {batch.positions[0]} does not fall into groups of {G}"
+            )
         group_ids = [int(p) // G for p in batch.positions[::G]]
 
         masks_VBN = np.concatenate(
@@ -141,7 +157,9 @@ class DinoV2(nn.Module):
         """Indices of the packed tokens that each residual branch computes: int64 [depth, 2, kept tokens]."""
         depth, G = self.student.backbone.depth, self.group_size
         crop_groups = self._crop_groups(B)
-        chosen = [[] for _ in crop_groups]  # for each group of crops: [depth, 2, kept sequences] of each group of images
+        chosen: list[list[np.ndarray]] = [
+            [] for _ in crop_groups
+        ]  # for each group of crops: [depth, 2, kept sequences] of each group of images
         for i, group in enumerate(group_ids):
             rng = draws.generator(self.seed, "drop_path", group)
             for out, (num_crops, _) in zip(chosen, crop_groups, strict=True):
@@ -201,10 +219,12 @@ class DinoV2(nn.Module):
         global_logits, local_logits = cls_logits.split([2 * B, cls_logits.shape[0] - 2 * B])
         patch_logits = self.student.ibot_head(global_.patch_tokens.flatten(0, 1)[masked_index_M])
 
-        def cross_entropy(logits_SK, targets, target_rows_SM, weights_SM):
+        def cross_entropy(logits_SK: Tensor, targets: Targets, target_rows_SM: Tensor, weights_SM: Tensor) -> Tensor:
             return prototype_cross_entropy(
                 logits_SK,
-                *targets,
+                targets.logits_RK,
+                targets.row_potential_R,
+                targets.prototype_potential_K,
                 target_rows_SM,
                 weights_SM,
                 student_temperature=config.student_temperature,

@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def koleo(x_CGD: Tensor, eps: float = 1e-8) -> Tensor:
-    """Kozachenko-Leonenko entropy regulariser (Sablayrolles et al., arXiv 1806.03198): -mean log(distance to the nearest
-    neighbour of the group + eps), on L2-normalised rows.
+    """Kozachenko-Leonenko entropy regulariser (Sablayrolles et al., arXiv 1806.03198): -mean log(distance to the
+    nearest neighbour of the group + eps), on L2-normalised rows.
 
-    Computed in fp32 whatever the input and autocast say: in fp16 the 1e-8 is 0 and equal rows give infinity. A group needs
-    two images (ValueError).
+    Computed in fp32 whatever the input and autocast say: in fp16 the 1e-8 is 0 and equal rows give infinity. A group
+    needs two images (ValueError).
     """
     if x_CGD.shape[1] < 2:
         raise ValueError(f"koleo needs groups of at least 2 images, got {x_CGD.shape[1]}")

@@ -23,8 +23,9 @@ def group_masks(
 ) -> np.ndarray:
     """Masks of a group's crops: bool [num_crops, N].
 
-    A share `mask_probability` of the crops carries a mask. Their ratios are spread evenly over `mask_ratio`: the i-th of
-    n draws its own from the i-th of n equal intervals, which keeps the number of masked patches of a group nearly constant.
+    A share `mask_probability` of the crops carries a mask. Their ratios are spread evenly over `mask_ratio`: the i-th
+    of n draws its own from the i-th of n equal intervals, which keeps the number of masked patches of a group nearly
+    constant.
     """
     num_patches = grid[0] * grid[1]
     masks = np.zeros((num_crops, num_patches), dtype=bool)
@@ -39,8 +40,8 @@ def group_masks(
 def block_mask(rng: np.random.Generator, grid: tuple[int, int], num_masked: int) -> np.ndarray:
     """Rectangles of random area and aspect ratio until `num_masked` patches are covered or no more fit: bool [h, w].
 
-    A block has at least 4 patches, a log-uniform aspect ratio in [0.3, 1/0.3], is smaller than the grid on both sides, and
-    never covers more new patches than are still wanted; after 10 tries without a new patch the mask is what it is.
+    A block has at least 4 patches, a log-uniform aspect ratio in [0.3, 1/0.3], is smaller than the grid on both sides,
+    and never covers more new patches than are still wanted; after 10 tries without a new patch the mask is what it is.
     """
     height, width = grid
     mask = np.zeros(grid, dtype=bool)

@@ -17,9 +17,9 @@ def vit_parameter_groups(
 ) -> list[ParameterGroup]:
     """Groups by equal factors.
 
-    Learning rate: layerwise_decay ** (depth + 1 - layer), where the embeddings are layer 0, block i is i + 1, and the final
-    norm and the heads are depth + 1; the patch projection has a factor of its own on top. Weight decay: none on biases,
-    norms and LayerScale; it does apply to tokens, position embedding and the prototypes' norms. Prototypes
+    Learning rate: layerwise_decay ** (depth + 1 - layer), where the embeddings are layer 0, block i is i + 1, and the
+    final norm and the heads are depth + 1; the patch projection has a factor of its own on top. Weight decay: none on
+    biases, norms and LayerScale; it does apply to tokens, position embedding and the prototypes' norms. Prototypes
     (`last_layer`) stand still for the first steps.
     """
     groups: dict[tuple, list[nn.Parameter]] = {}
@@ -36,6 +36,8 @@ def vit_parameter_groups(
         frozen_steps = last_layer_frozen_steps if ".last_layer." in f".{name}" else 0
         groups.setdefault((lr_factor, float(decayed), frozen_steps), []).append(p)
     return [
-        ParameterGroup(f"lr{lr_factor:g}_wd{decay:g}" + ("_last_layer" if frozen else ""), parameters, lr_factor, decay, frozen)
+        ParameterGroup(
+            f"lr{lr_factor:g}_wd{decay:g}" + ("_last_layer" if frozen else ""), parameters, lr_factor, decay, frozen
+        )
         for (lr_factor, decay, frozen), parameters in groups.items()
     ]

@@ -5,6 +5,8 @@ Dimensions: R rows, K prototypes.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -13,8 +15,18 @@ from webssl_fast.config.schema import DinoV2Config
 from webssl_fast.ops.sinkhorn_knopp import sinkhorn_knopp, softmax_potentials
 
 
+class Targets(NamedTuple):
+    """Target distributions exp(logits / temperature + row potential + prototype potential), never written out."""
+
+    logits_RK: Tensor
+    row_potential_R: Tensor
+    prototype_potential_K: Tensor
+
+
 class PrototypeTargets(nn.Module):
     """Sinkhorn-Knopp (arXiv 2006.09882 as DINOv2 uses it), or DINO's centering (arXiv 2104.14294), by config."""
+
+    center_K: Tensor
 
     def __init__(self, config: DinoV2Config, num_prototypes: int):
         super().__init__()
@@ -27,17 +39,19 @@ class PrototypeTargets(nn.Module):
             self.center_K.zero_()
 
     @torch.no_grad()
-    def forward(self, logits_RK: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """[R, K] -> (logits, row potentials [R], prototype potentials [K]): target = exp(logits / T + row + prototype)."""
+    def forward(self, logits_RK: Tensor, temperature: float) -> Targets:
+        """Targets of logits [R, K] at a temperature."""
         if self.config.target == "sinkhorn_knopp":
             potentials = sinkhorn_knopp(logits_RK, temperature, num_iterations=self.config.sinkhorn_iterations)
         else:
             potentials = softmax_potentials(logits_RK, temperature, self.center_K)
             self._update_center(logits_RK)
-        return logits_RK, *potentials
+        return Targets(logits_RK, *potentials)
 
     def _update_center(self, logits_RK: Tensor) -> None:
-        sums = torch.cat([logits_RK.sum(0, dtype=torch.float32), logits_RK.new_tensor([len(logits_RK)], dtype=torch.float32)])
+        sums = torch.cat(
+            [logits_RK.sum(0, dtype=torch.float32), logits_RK.new_tensor([len(logits_RK)], dtype=torch.float32)]
+        )
         if dist.is_initialized():
             dist.all_reduce(sums)
         mean_K = sums[:-1] / sums[-1].clamp(min=1)

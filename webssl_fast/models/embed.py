@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class PatchEmbed(nn.Module):
     """Non-overlapping P x P patches, projected to the width.
 
-    The weight has the shape of a convolution (checkpoints of the field store it so); the product is a plain GEMM, so that
-    crops of every size share one call.
+    The weight has the shape of a convolution (checkpoints of the field store it so); the product is a plain GEMM, so
+    that crops of every size share one call.
     """
 
     def __init__(self, width: int, patch_size: int):
@@ -40,9 +40,9 @@ class PatchEmbed(nn.Module):
 def interpolate_pos_embed(pos_embed_1ND: Tensor, height: int, width: int, mode: str) -> Tensor:
     """Position embedding of a native M x M grid (CLS first) for a grid of height x width patches: [1, 1 + h*w, D].
 
-    Bicubic in fp32, no antialiasing. `scale_offset` is the original's way: the sampling scale is (size + 0.1) / M, which
-    is not size / M, and shifts every sample a little. `size` is Hugging Face's: the output size sets the scale. The two
-    agree at the native resolution only.
+    Bicubic in fp32, no antialiasing. `scale_offset` is the original's way: the sampling scale is (size + 0.1) / M,
+    which is not size / M, and shifts every sample a little. `size` is Hugging Face's: the output size sets the scale.
+    The two agree at the native resolution only.
     """
     cls, patch = pos_embed_1ND[:, :1], pos_embed_1ND[:, 1:]
     M = round(patch.shape[1] ** 0.5)

@@ -1,4 +1,5 @@
-"""The vision transformer of Web-DINO: CLS token, learned position embedding, pre-norm blocks with SwiGLU and LayerScale.
+"""The vision transformer of Web-DINO: CLS token, learned position embedding, pre-norm blocks with SwiGLU and
+LayerScale.
 
 Dimensions: B crops of one size, N patches, T packed tokens, D width.
 """
@@ -100,6 +101,7 @@ class VisionTransformer(nn.Module):
         silu(0) * 0 = 0 has zero derivative in both factors and w3 sees a zero input."""
         hidden = self.unpadded_hidden_dim
         for block in self.blocks:
+            assert isinstance(block, Block)
             padded = block.mlp.w3.in_features
             if padded == hidden:
                 continue

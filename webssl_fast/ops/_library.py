@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 try:
-    from webssl_fast import _C as C
+    import webssl_fast._C as C
 except ImportError as error:  # a source tree that was never built
     raise ImportError(
         "webssl_fast._C is missing: the package was imported from a source tree that was not built. "

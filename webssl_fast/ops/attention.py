@@ -16,14 +16,14 @@ from webssl_fast.ops import _library
 
 Groups = tuple[tuple[int, int], ...]
 
-_LONGEST_EXPLICIT = 512  # tokens: beyond it, N x N temporaries cost more than they save
+_LONGEST_EXPLICIT = 128  # tokens: beyond it, N x N temporaries cost what they save
 
 
 def attention(qkv_T3Hd: Tensor, groups: Groups) -> Tensor:
     """Attention outputs [T, H d], in the dtype and on the device of `qkv_T3Hd`; differentiable.
 
     Each group is one call of torch's scaled_dot_product_attention on strided views: nothing is copied on the way in,
-    and the groups' outputs are joined once. The exception is training in bf16 on a CPU, where sequences of up to 512
+    and the groups' outputs are joined once. The exception is training in bf16 on a CPU, where sequences of up to 128
     tokens are computed from the formula.
 
     Args:

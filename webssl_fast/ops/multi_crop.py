@@ -1,4 +1,5 @@
-"""Augmented crops of decoded images: the DINO multi-crop augmentation (arXiv 2006.09882, App. A) in one pass over pixels.
+"""Augmented crops of decoded images: the DINO multi-crop augmentation (arXiv 2006.09882, App. A) in one pass over
+pixels.
 
 `draw_crop_parameters` draws what happens to each crop, `multi_crop` does it, so the two can be tested, logged and
 replayed apart. Each crop goes through, in this order: resampling of a box (antialiased bicubic), flip, color jitter,
@@ -50,8 +51,8 @@ def draw_crop_parameters(
     the other images of the batch. Each operation has a Philox4x32-10 counter of its own, (position low and high word,
     crop index, operation number) under the key `seed`, so a recipe that turns an operation off moves no other draw.
 
-    Boxes follow torchvision's RandomResizedCrop (ten tries of a uniform area and a log-uniform aspect ratio with integer
-    sides, then the largest centered box of an allowed ratio); factors follow its ColorJitter.
+    Boxes follow torchvision's RandomResizedCrop (ten tries of a uniform area and a log-uniform aspect ratio with
+    integer sides, then the largest centered box of an allowed ratio); factors follow its ColorJitter.
 
     image_sizes_B2  int32 [B, 2], (height, width) in pixels, CPU
     recipes         one for each crop
@@ -210,7 +211,7 @@ def _reference_crop(image_HWC: Tensor, row: list[float], size_px: int) -> Tensor
 
 
 def _cubic_matrix(begin: float, length: float, source_size: int, read_outside: bool, size_px: int) -> Tensor:
-    """Weights [S, source] of one axis: Keys' cubic (a = -0.5), stretched by the scale when shrinking, as Pillow does."""
+    """Weights [S, source] of one axis: Keys' cubic (a = -0.5), stretched by the scale to shrink, as Pillow does."""
     scale = length / size_px
     stretch = max(scale, 1.0)
     low = 0 if read_outside else math.floor(begin)

@@ -66,10 +66,12 @@ def sinkhorn_knopp(
             process_group=process_group,
         )
     ops = torch.ops.webssl
-    local_max_K, sum_K = ops.sinkhorn_column_pass(logits_RK, temperature, row_mask_R)
-    max_K = _all_reduce(local_max_K.clone(), "max", process_group)
-    sum_K = _all_reduce(sum_K * torch.exp(local_max_K - max_K), "sum", process_group)
-    prototype_potential_K = torch.where(sum_K > 0, -(max_K + torch.log(sum_K)), 0.0)
+    max_K, sum_K = ops.sinkhorn_column_pass(logits_RK, temperature, row_mask_R)
+    if _is_joined(process_group):
+        local_max_K, max_K = max_K, _all_reduce(max_K.clone(), "max", process_group)
+        sum_K = _all_reduce(sum_K * torch.exp(local_max_K - max_K), "sum", process_group)
+    # A sum is 0 only where no rank has a row; NaN stays NaN.
+    prototype_potential_K = torch.where(sum_K == 0, 0.0, -(max_K + torch.log(sum_K)))
     for iteration in range(num_iterations):
         last = iteration == num_iterations - 1
         row_potential_R, sum_K = ops.sinkhorn_row_pass(
@@ -77,8 +79,7 @@ def sinkhorn_knopp(
         )
         if not last:
             sum_K = _all_reduce(sum_K, "sum", process_group)
-            # A sum is 0 only where no rank has a row.
-            prototype_potential_K = prototype_potential_K - torch.where(sum_K > 0, torch.log(sum_K), 0.0)
+            prototype_potential_K = prototype_potential_K - torch.where(sum_K == 0, 0.0, torch.log(sum_K))
     return row_potential_R, prototype_potential_K
 
 
@@ -120,9 +121,14 @@ def _check(logits_RK: Tensor, temperature: float, row_mask_R: Tensor | None) -> 
             raise ValueError(f"row_mask_R has shape {tuple(row_mask_R.shape)}; logits_RK have {len(logits_RK)} rows")
 
 
+def _is_joined(process_group: dist.ProcessGroup | None) -> bool:
+    """Whether there are other ranks in the group, or in the default group if there is one."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(process_group) > 1
+
+
 def _all_reduce(x: Tensor, operation: str, process_group: dist.ProcessGroup | None) -> Tensor:
-    """Reduces `x` in place over the group, or over the default group if there is one."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size(process_group) > 1:
+    """Reduces `x` in place."""
+    if _is_joined(process_group):
         reduce_op = {"max": dist.ReduceOp.MAX, "sum": dist.ReduceOp.SUM}[operation]
         dist.all_reduce(x, op=reduce_op, group=process_group)
     return x
@@ -146,7 +152,7 @@ def sinkhorn_knopp_reference(
         lowest_1K = shifted_RK.new_full((1, z_RK.shape[1]), torch.finfo(torch.float32).min)
         max_K = _all_reduce(torch.cat([shifted_RK, lowest_1K]).amax(dim=0), "max", process_group)
         sum_K = _all_reduce(torch.exp(shifted_RK - max_K).sum(dim=0), "sum", process_group)
-        prototype_potential_K = torch.where(sum_K > 0, -(max_K + torch.log(sum_K)), 0.0)
+        prototype_potential_K = torch.where(sum_K == 0, 0.0, -(max_K + torch.log(sum_K)))
         row_potential_R = -torch.logsumexp(z_RK + prototype_potential_K, dim=1)
         if row_mask_R is not None:
             row_potential_R = row_potential_R.masked_fill(~row_mask_R, -torch.inf)

@@ -35,7 +35,9 @@ class KnnSources:
         knn = config.eval.knn
         for key in ("train_source", "test_source"):
             if not getattr(knn, key):
-                raise ConfigError(f"eval.knn.{key} is empty: name labelled images, e.g. a folder with one subfolder a class")
+                raise ConfigError(
+                    f"eval.knn.{key} is empty: name labelled images, e.g. a folder with one subfolder a class"
+                )
         train = Index.open(knn.train_source)
         return cls(train, Index.open(knn.test_source, class_names=train.class_names or None))
 
@@ -85,7 +87,7 @@ def _batches(index: Index, config: RunConfig) -> EvalLoader:
 
 def _table(trained: EvalResult, untrained: EvalResult, step: int, sources: KnnSources) -> str:
     lines = [
-        f"k-NN, {len(sources.train)} training and {len(sources.test)} test images, {len(sources.train.class_names)} classes",
+        f"k-NN: {len(sources.train)} training, {len(sources.test)} test of {len(sources.train.class_names)} classes",
         f"{'':22}{f'step {step}':>12}{'untrained':>12}",
     ]
     lines += [f"{name:22}{score:>12.1%}{untrained.scores[name]:>12.1%}" for name, score in trained.scores.items()]

@@ -29,8 +29,8 @@ PICTURE_PATCHES = 24  # patches a side: finer than training crops, so that shape
 
 
 def report(run_dir: Path, output: Path | None = None, images: Path | None = None) -> Path:
-    """Writes the page (default RUN_DIR/report.html) and prints where it is. Pictures are left out, loudly, where the run
-    has no checkpoint yet or its images are not at hand."""
+    """Writes the page (default RUN_DIR/report.html) and prints where it is. Pictures are left out, loudly, where the
+    run has no checkpoint yet or its images are not at hand."""
     config_path = run_dir / "config.yaml"
     pictures: list[FeaturePicture] = []
     encoder_parameters = None
