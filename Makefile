@@ -1,6 +1,6 @@
 # Everything a person or CI does with this checkout. Needs Python 3.11+ (PYTHON=...), make and g++; nvcc where there is a GPU.
 #   make quickstart [IMAGES=folder]   install, train the tiny preset on real photographs, evaluate, write the report
-#   make test                         the tests (under 10 minutes on 2 cores)
+#   make test                         the tests (meant to stay under 10 minutes on 2 cores)
 #   make check                        what CI runs: linters, types, formats, build, tests with smoke runs
 #   make nightly                      the long tests
 #   make gpu-check                    the kernels' tests on a real GPU; writes benchmarks/gpu_evidence.json
