@@ -29,9 +29,17 @@ from webssl_fast.records import CropRecipe
 
 WIDTH, HEIGHT = 500, 375
 BLUR = (0.0, 0.9, 0.5)  # of the first and second global crop and the local crops
-JITTER = dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
-COMMON = dict(flip_probability=0.5, jitter_probability=0.8, grayscale_probability=0.2, **JITTER)
-GLOBAL, LOCAL = CropRecipe(224, (0.32, 1.0), **COMMON), CropRecipe(98, (0.05, 0.32), **COMMON)
+COLORS = CropRecipe(
+    size_px=0,
+    flip_probability=0.5,
+    jitter_probability=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.2,
+    hue=0.1,
+    grayscale_probability=0.2,
+)
+GLOBAL, LOCAL = replace(COLORS, size_px=224, scale=(0.32, 1.0)), replace(COLORS, size_px=98, scale=(0.05, 0.32))
 RECIPES = [
     replace(GLOBAL, blur_probability=BLUR[0]),
     replace(GLOBAL, blur_probability=BLUR[1], solarize_probability=0.2),

@@ -9,12 +9,12 @@
 #include "core/parallel.h"
 #include "multi_crop/multi_crop.h"
 #include "multi_crop/multi_crop_math.h"
+#include "multi_crop/multi_crop_resample.h"
 
 namespace webssl {
 namespace multi_crop {
 namespace {
 
-constexpr int kTapBlock = 2;          // taps are padded with zero weights to a multiple of this
 constexpr int kPixelsInCache = 2048;  // so many pixels of three float planes fit the L1 cache
 
 // Floats on a cache line, kept between crops.
@@ -37,127 +37,11 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-// Weights of one axis: output i reads source pixels first[i] + k with weights[i * num_taps + k].
-struct Taps {
-  int32_t num_taps = 0;
-  int32_t source_low = 0, source_high = 0;  // range of source pixels that carry weight
-  std::vector<int32_t> first, last;
-  std::vector<float> weights;
-};
-
 struct Scratch {
   Taps rows, columns;
   std::vector<const uint8_t*> row_pointers;
   Buffer source_row, interleaved, planes, padded, blurred;
 };
-
-// ---------------------------------------------------------------- resampling
-
-WEBSSL_MULTIVERSION
-void fill_weights(const Axis& axis, int32_t size, const int32_t* first, const int32_t* last, int32_t num_taps,
-                  float* weights) {
-  const float step = static_cast<float>(1.0 / axis.filter_scale);
-  for (int32_t i = 0; i < size; ++i) {
-    const float offset = static_cast<float>((first[i] + 0.5 - tap_center(axis, i)) / axis.filter_scale);
-    const int32_t count = last[i] - first[i];
-    float* w = weights + static_cast<int64_t>(i) * num_taps;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int32_t k = 0; k < num_taps; ++k) {
-      w[k] = k < count ? cubic_weight(offset + step * k) : 0.0f;
-      sum += w[k];
-    }
-    const float inverse = 1.0f / sum;
-    for (int32_t k = 0; k < num_taps; ++k) w[k] *= inverse;
-  }
-}
-
-void make_taps(const Axis& axis, int32_t size, bool mirrored, Taps* taps) {
-  taps->first.resize(size);
-  taps->last.resize(size);
-  int32_t longest = 0;
-  for (int32_t i = 0; i < size; ++i) {
-    const TapRange range = tap_range(axis, tap_center(axis, i));
-    taps->first[i] = range.first;
-    taps->last[i] = range.last;
-    longest = std::max(longest, range.last - range.first);
-  }
-  taps->num_taps = (longest + kTapBlock - 1) / kTapBlock * kTapBlock;
-  taps->source_low = taps->first.front();
-  taps->source_high = taps->last.back();
-  taps->weights.resize(static_cast<int64_t>(size) * taps->num_taps);
-  fill_weights(axis, size, taps->first.data(), taps->last.data(), taps->num_taps, taps->weights.data());
-  if (!mirrored) return;
-  std::reverse(taps->first.begin(), taps->first.end());
-  std::reverse(taps->last.begin(), taps->last.end());
-  for (int32_t i = 0; i < size / 2; ++i) {
-    float* a = taps->weights.data() + static_cast<int64_t>(i) * taps->num_taps;
-    float* b = taps->weights.data() + static_cast<int64_t>(size - 1 - i) * taps->num_taps;
-    std::swap_ranges(a, a + taps->num_taps, b);
-  }
-}
-
-// out[i] = sum over k of weights[k] * rows[k][i]; num_taps is a multiple of kTapBlock.
-WEBSSL_MULTIVERSION
-void weigh_rows(const uint8_t* const* rows, const float* weights, int32_t num_taps, int64_t size, float* out) {
-  int32_t k = 0;
-  for (; k + 4 <= num_taps; k += 4) {
-    const uint8_t *r0 = rows[k], *r1 = rows[k + 1], *r2 = rows[k + 2], *r3 = rows[k + 3];
-    const float w0 = weights[k], w1 = weights[k + 1], w2 = weights[k + 2], w3 = weights[k + 3];
-    if (k == 0) {
-#pragma omp simd
-      for (int64_t i = 0; i < size; ++i) out[i] = w0 * r0[i] + w1 * r1[i] + w2 * r2[i] + w3 * r3[i];
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < size; ++i) out[i] += w0 * r0[i] + w1 * r1[i] + w2 * r2[i] + w3 * r3[i];
-    }
-  }
-  if (k == num_taps) return;
-  const uint8_t *r0 = rows[k], *r1 = rows[k + 1];
-  const float w0 = weights[k], w1 = weights[k + 1];
-  if (k == 0) {
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) out[i] = w0 * r0[i] + w1 * r1[i];
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) out[i] += w0 * r0[i] + w1 * r1[i];
-  }
-}
-
-// Red, green, blue, and one lane that is ignored.
-typedef float Float4 __attribute__((vector_size(16)));
-
-// Resamples an interleaved row that starts at source pixel `source_low`. Reads up to num_taps pixels and writes one
-// float beyond the ends.
-WEBSSL_MULTIVERSION
-void weigh_columns(const float* row, int32_t source_low, const int32_t* first, const float* weights, int32_t num_taps,
-                   int32_t size, float* out) {
-  for (int32_t i = 0; i < size; ++i) {
-    const float* source = row + 3 * static_cast<int64_t>(first[i] - source_low);
-    const float* w = weights + static_cast<int64_t>(i) * num_taps;
-    Float4 sum = {0, 0, 0, 0}, odd = {0, 0, 0, 0};
-    for (int32_t k = 0; k < num_taps; k += 2) {
-      Float4 a, b;
-      memcpy(&a, source + 3 * k, sizeof(a));
-      memcpy(&b, source + 3 * k + 3, sizeof(b));
-      sum += a * w[k];
-      odd += b * w[k + 1];
-    }
-    sum += odd;
-    memcpy(out + 3 * static_cast<int64_t>(i), &sum, sizeof(sum));
-  }
-}
-
-// Bicubic weights overshoot: the clamp is where Pillow's rounding to uint8 has it.
-WEBSSL_MULTIVERSION
-void split_channels(const float* interleaved, int32_t size, float* r, float* g, float* b) {
-#pragma omp simd
-  for (int32_t i = 0; i < size; ++i) {
-    r[i] = clamp_pixel(interleaved[3 * i]);
-    g[i] = clamp_pixel(interleaved[3 * i + 1]);
-    b[i] = clamp_pixel(interleaved[3 * i + 2]);
-  }
-}
 
 // ---------------------------------------------------------------- colors
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from webssl_fast.ops._crop_recipe import check_recipe, recipe_row
 from webssl_fast.ops._library import LIBRARY, C, reference_forced
 from webssl_fast.records import CropRecipe
 
@@ -67,8 +68,8 @@ def draw_crop_parameters(
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}")
     for index, recipe in enumerate(recipes):
-        _check_recipe(recipe, f"recipes[{index}]")
-    recipes_VR = torch.tensor([_recipe_row(recipe) for recipe in recipes], dtype=torch.float64)
+        check_recipe(recipe, f"recipes[{index}]")
+    recipes_VR = torch.tensor([recipe_row(recipe) for recipe in recipes], dtype=torch.float64)
     image_sizes_B2, positions_B = image_sizes_B2.contiguous(), positions_B.contiguous()
     parameters_BVP = torch.empty(num_images, len(recipes), NUM_PARAMETERS)
     C.draw_crop_parameters(
@@ -322,16 +323,6 @@ def _runs_of_equal(values: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(values)], strict=True))
 
 
-def _recipe_row(recipe: CropRecipe) -> list[float]:
-    """The fields of `Recipe` in csrc/multi_crop/multi_crop_math.h, in order."""
-    return [
-        *recipe.scale, *recipe.ratio, recipe.flip_probability,
-        recipe.jitter_probability, recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue,
-        recipe.grayscale_probability, recipe.blur_probability, *recipe.blur_sigma,
-        recipe.solarize_probability, recipe.solarize_threshold,
-    ]  # fmt: skip
-
-
 def _describe(x: Tensor) -> str:
     return f"{x.dtype} {list(x.shape)} on {x.device}"
 
@@ -342,25 +333,6 @@ def _check_image_sizes(image_sizes_B2: Tensor) -> None:
         raise ValueError(f"image_sizes_B2 must be int32 [B, 2] (height, width) on the CPU, got {_describe(x)}")
     if x.numel() and x.min() < 1:
         raise ValueError(f"image_sizes_B2 must be positive, got {x[(x < 1).any(1)][0].tolist()} (height, width)")
-
-
-def _check_recipe(recipe: CropRecipe, name: str) -> None:
-    low, high = recipe.scale
-    if not 0 < low <= high <= 1:
-        raise ValueError(f"{name}.scale must be (low, high) with 0 < low <= high <= 1, got {recipe.scale}")
-    for field in ("ratio", "blur_sigma"):
-        low, high = getattr(recipe, field)
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"{name}.{field} must be (low, high) with 0 < low <= high, got {getattr(recipe, field)}")
-    for field in ("flip", "jitter", "grayscale", "blur", "solarize"):
-        probability = getattr(recipe, f"{field}_probability")
-        if not 0 <= probability <= 1:
-            raise ValueError(f"{name}.{field}_probability must be in [0, 1], got {probability}")
-    for field in ("brightness", "contrast", "saturation"):
-        if not 0 <= getattr(recipe, field) < math.inf:
-            raise ValueError(f"{name}.{field} must not be negative, got {getattr(recipe, field)}")
-    if not 0 <= recipe.hue <= 0.5:
-        raise ValueError(f"{name}.hue must be in [0, 0.5] turns, got {recipe.hue}")
 
 
 def _check_images(images: Sequence[Tensor]) -> None:
