@@ -5,6 +5,7 @@ Dimensions: B images, V crops, N tokens, D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +35,25 @@ class CropRecipe:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_probability: float = 0.0
     solarize_threshold: int = 128
+
+    def check(self, name: str) -> None:
+        """Raises ValueError that names the field, where a recipe cannot be drawn from."""
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"{name}.scale must be (low, high) with 0 < low <= high <= 1, got {self.scale}")
+        for field in ("ratio", "blur_sigma"):
+            low, high = getattr(self, field)
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"{name}.{field} must be (low, high) with 0 < low <= high, got {getattr(self, field)}")
+        for field in ("flip", "jitter", "grayscale", "blur", "solarize"):
+            probability = getattr(self, f"{field}_probability")
+            if not 0 <= probability <= 1:
+                raise ValueError(f"{name}.{field}_probability must be in [0, 1], got {probability}")
+        for field in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ValueError(f"{name}.{field} must not be negative, got {getattr(self, field)}")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"{name}.hue must be in [0, 0.5] turns, got {self.hue}")
 
 
 @dataclass

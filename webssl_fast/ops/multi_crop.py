@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from webssl_fast.ops._crop_recipe import check_recipe, recipe_row
 from webssl_fast.ops._library import LIBRARY, C, reference_forced
 from webssl_fast.records import CropRecipe
 
@@ -68,8 +67,8 @@ def draw_crop_parameters(
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}")
     for index, recipe in enumerate(recipes):
-        check_recipe(recipe, f"recipes[{index}]")
-    recipes_VR = torch.tensor([recipe_row(recipe) for recipe in recipes], dtype=torch.float64)
+        recipe.check(f"recipes[{index}]")
+    recipes_VR = torch.tensor([_recipe_row(recipe) for recipe in recipes], dtype=torch.float64)
     image_sizes_B2, positions_B = image_sizes_B2.contiguous(), positions_B.contiguous()
     parameters_BVP = torch.empty(num_images, len(recipes), NUM_PARAMETERS)
     C.draw_crop_parameters(
@@ -321,6 +320,16 @@ def _runs_of_equal(values: Sequence[int]) -> list[tuple[int, int]]:
     """[start, stop) of each run of equal neighbours."""
     starts = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
     return list(zip(starts, [*starts[1:], len(values)], strict=True))
+
+
+def _recipe_row(recipe: CropRecipe) -> list[float]:
+    """The fields of `Recipe` in csrc/multi_crop/multi_crop_math.h, in order."""
+    return [
+        *recipe.scale, *recipe.ratio, recipe.flip_probability,
+        recipe.jitter_probability, recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue,
+        recipe.grayscale_probability, recipe.blur_probability, *recipe.blur_sigma,
+        recipe.solarize_probability, recipe.solarize_threshold,
+    ]  # fmt: skip
 
 
 def _describe(x: Tensor) -> str:
