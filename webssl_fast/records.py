@@ -41,17 +41,17 @@ class CropRecipe:
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"{name}.scale must be (low, high) with 0 < low <= high <= 1, got {self.scale}")
-        for field in ("ratio", "blur_sigma"):
-            low, high = getattr(self, field)
+        for key in ("ratio", "blur_sigma"):
+            low, high = getattr(self, key)
             if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name}.{field} must be (low, high) with 0 < low <= high, got {getattr(self, field)}")
-        for field in ("flip", "jitter", "grayscale", "blur", "solarize"):
-            probability = getattr(self, f"{field}_probability")
+                raise ValueError(f"{name}.{key} must be (low, high) with 0 < low <= high, got {getattr(self, key)}")
+        for key in ("flip", "jitter", "grayscale", "blur", "solarize"):
+            probability = getattr(self, f"{key}_probability")
             if not 0 <= probability <= 1:
-                raise ValueError(f"{name}.{field}_probability must be in [0, 1], got {probability}")
-        for field in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise ValueError(f"{name}.{field} must not be negative, got {getattr(self, field)}")
+                raise ValueError(f"{name}.{key}_probability must be in [0, 1], got {probability}")
+        for key in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"{name}.{key} must not be negative, got {getattr(self, key)}")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"{name}.hue must be in [0, 0.5] turns, got {self.hue}")
 
