@@ -1,5 +1,5 @@
-"""The first 20 losses of each method, at fixed seeds. A refactor leaves them as they are. A numerical change writes them
-anew and says why:
+"""The first 20 losses of each method, at fixed seeds. A refactor leaves them as they are. A numerical change writes
+them anew and says why:
 
     python -m tests.golden.test_golden
 """
