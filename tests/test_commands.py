@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from webssl_fast.cli import build_parser
-from webssl_fast.config.load import ConfigError, load_config
+from webssl_fast.config.load import load_config
+from webssl_fast.errors import ConfigError
 from webssl_fast.ops.evidence import kernel_ops
 
 ROOT = Path(__file__).parent.parent

@@ -6,5 +6,9 @@ class UserError(Exception):
     """Names the setting or the file, what was got, what is allowed, and the way out."""
 
 
+class ConfigError(UserError, ValueError):
+    """A config that cannot run, in words for the person who wrote it."""
+
+
 class Interrupted(Exception):
     """A signal ended a run after its state was saved; the same command goes on from there."""

@@ -1,8 +1,9 @@
 import pytest
 
-from webssl_fast.config.load import ConfigError, changed_keys, load_config, save_config
+from webssl_fast.config.load import changed_keys, load_config, save_config
 from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
+from webssl_fast.errors import ConfigError
 
 
 def write(path, text):

@@ -12,11 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from webssl_fast.config.schema import RunConfig
-from webssl_fast.errors import UserError
-
-
-class ConfigError(UserError, ValueError):
-    """A config that cannot run, in words for the person who wrote it."""
+from webssl_fast.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from webssl_fast.config.load import ConfigError
 from webssl_fast.config.schema import RunConfig
+from webssl_fast.errors import ConfigError
 
 MAX_DEFAULT_GROUP = 16
 

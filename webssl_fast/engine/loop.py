@@ -65,6 +65,7 @@ def train(
     num_samples: int | None = None,
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
+    on_start: Callable[[], None] | None = None,
     flops_per_image: float | None = None,
 ) -> TrainResult:
     """Trains `method`, from the newest checkpoint in `output_dir` if there is one, and saves as it goes.
@@ -74,6 +75,7 @@ def train(
     num_samples      size of the data set, for the metrics' epochs
     evaluate         scores of `method` by name, called with the step on every rank: before the first step, every
                      `evaluate_every` steps, and after the last
+    on_start         called on every rank once the run is known to go on, before anything is written
     flops_per_image  arithmetic of one image's forward and backward, for the metrics' MFU
 
     Raises CheckpointError, TensorMismatch, ResumeError, NonfiniteError.
@@ -104,6 +106,8 @@ def train(
     )
     run = RunState(method, optimizer, nonfinite, window, checkpoints, distributed, train_config, facts or {})
     step = run.resume()
+    if on_start is not None:
+        on_start()
     if distributed.is_main:
         cut_back(nonfinite_path, step)
     reporter = metrics.Reporter(

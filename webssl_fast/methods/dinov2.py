@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from webssl_fast import draws, schedules
 from webssl_fast.config.schema import CropsConfig, DinoV2Config, ModelConfig, OptimConfig
+from webssl_fast.errors import ConfigError
 from webssl_fast.methods.base import ParameterGroup
 from webssl_fast.methods.ema import copy_parameters, ema_update
 from webssl_fast.methods.losses import koleo
@@ -66,11 +67,11 @@ class DinoV2(nn.Module):
         self.global_grid = _patch_grid("method.global_crops", config.global_crops, backbone.patch_size)
         self.local_grid = _patch_grid("method.local_crops", config.local_crops, backbone.patch_size)
         if config.global_crops.num != 2:
-            raise ValueError(
-                f"method.global_crops.num must be 2 (the objective pairs two views), got {config.global_crops.num}"
+            raise ConfigError(
+                "method.global_crops.num must be 2 (the objective pairs two views), got {config.global_crops.num}"
             )
         if config.koleo_weight > 0 and group_size < 2:
-            raise ValueError(
+            raise ConfigError(
                 "train.group_size is 1, but KoLeo needs neighbours: raise the batch or set method.koleo_weight=0"
             )
 
@@ -273,7 +274,7 @@ def _recipe(crops: CropsConfig, blur_probability: float) -> CropRecipe:
 def _patch_grid(name: str, crops: CropsConfig, patch_size: int) -> tuple[int, int]:
     side, rest = divmod(crops.size_px, patch_size)
     if rest:
-        raise ValueError(
+        raise ConfigError(
             f"{name}.size_px is {crops.size_px}, which is not a multiple of the patch size {patch_size}; "
             f"{side * patch_size or patch_size} and {(side + 1) * patch_size} are"
         )

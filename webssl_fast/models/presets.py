@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from webssl_fast.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class ViTPreset:
@@ -39,11 +41,11 @@ def swiglu_hidden_dim(width: int, pad_multiple: int = 1) -> int:
 
 
 def preset(name: str) -> ViTPreset:
-    """The preset of that name; ValueError with the known names otherwise."""
+    """The preset of that name; ConfigError with the known names otherwise."""
     if name not in PRESETS:
         import difflib
 
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"model.preset: no preset {name!r}; {hint}known: {', '.join(PRESETS)}")
+        raise ConfigError(f"model.preset: no preset {name!r}; {hint}known: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from webssl_fast.config.schema import ModelConfig
+from webssl_fast.errors import ConfigError
 from webssl_fast.models.block import Block, Groups, KeptSequences
 from webssl_fast.models.embed import PatchEmbed, interpolate_pos_embed
 from webssl_fast.models.init import constant, normal, truncated_normal, uniform
@@ -26,7 +27,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         size = preset(config.preset)
         if config.image_size_px % size.patch_size:
-            raise ValueError(
+            raise ConfigError(
                 f"model.image_size_px is {config.image_size_px}, which is not a multiple of the patch size "
                 f"{size.patch_size} of {config.preset}; {_nearest_multiples(config.image_size_px, size.patch_size)} are"
             )

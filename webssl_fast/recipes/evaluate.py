@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from webssl_fast.config.load import ConfigError
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import EvalLoader, loader_threads
 from webssl_fast.engine import sharding
 from webssl_fast.engine.checkpoint import load_weights
 from webssl_fast.engine.distributed import Distributed
+from webssl_fast.errors import ConfigError
 from webssl_fast.evals.knn import evaluate_knn
 from webssl_fast.recipes.setup import describe_method, prepared
 from webssl_fast.records import EvalResult

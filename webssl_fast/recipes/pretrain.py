@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from webssl_fast.config.load import ConfigError, changed_keys, load_config, save_config
+from webssl_fast.config.load import changed_keys, load_config, save_config
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import TrainLoader, loader_threads
 from webssl_fast.engine import loop, sharding
 from webssl_fast.engine.checkpoint import load_weights
 from webssl_fast.engine.distributed import Distributed
-from webssl_fast.errors import Interrupted
+from webssl_fast.errors import ConfigError, Interrupted
 from webssl_fast.recipes.evaluate import KnnSources, knn
 from webssl_fast.recipes.setup import describe_method, num_parameters, prepared
 
@@ -36,7 +36,6 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
 
         output_dir = Path(config.output_dir)
         if ranks.is_main:
-            _write_config(config, output_dir)
             _announce(config, index, num_parameters(method.encoder()), ranks)
         assert config.data.prefetch_batches is not None and config.train.micro_batch_size is not None
         with TrainLoader(
@@ -70,6 +69,7 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
                 num_samples=len(index),
                 evaluate=evaluate if knn_sources else None,
                 evaluate_every=config.eval.every,
+                on_start=lambda: _write_config(config, output_dir) if ranks.is_main else None,
             )
     if result.interrupted_by is not None:
         name = signal.Signals(result.interrupted_by).name
