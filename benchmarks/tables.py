@@ -61,6 +61,25 @@ def train_step() -> str:
     return markdown(header, rows)
 
 
+def multi_crop() -> str:
+    lines = result_lines("multi_crop", ("implementation", "recipe", "threads", "cpu"))
+    if not lines:
+        return "No result line yet: `python -m benchmarks.ops.bench_multi_crop` prints some for benchmarks/results/.\n"
+    rows = [
+        [
+            f"{line['implementation']}, {line['threads']} thread(s)",
+            line["cpu"],
+            f"{line['ms_per_image']:.2f} ms",
+            f"{line['p20_ms_per_image']:.2f} to {line['p80_ms_per_image']:.2f} ms",
+            f"{line['ratio']:.2f}",
+            f"{line['date']}, {line['commit']}",
+        ]
+        for line in lines
+    ]
+    header = ["augmentation", "processor", "an image", "20th to 80th percentile", "time over ours", "measured"]
+    return markdown(header, rows)
+
+
 def train_step_profile() -> str:
     lines = result_lines("train_step_profile", ("side", "precision", "threads", "batch", "cpu"))
     if not lines:
@@ -91,6 +110,7 @@ def gpu_kernels() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "train_step": train_step,
+    "multi_crop": multi_crop,
     "train_step_profile": train_step_profile,
     "gpu_kernels": gpu_kernels,
 }

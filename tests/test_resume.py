@@ -31,7 +31,7 @@ def sample_data(tmp_path_factory) -> Path:
 def command(sample_data: Path, output_dir: Path, num_steps: int) -> list[str]:
     return [
         sys.executable, "-m", "webssl_fast", "train", str(ROOT / "configs/quickstart.yaml"),
-        f"data.source={sample_data}/train", f"eval.knn.train_source={sample_data}/train",
+        f"data.source={sample_data}/train", f"eval.knn.train_source={sample_data}/test",
         f"eval.knn.test_source={sample_data}/test", f"output_dir={output_dir}",
         f"train.num_steps={num_steps}", "train.checkpoint_every=3", "train.log_every=3", "eval.every=12",
     ]  # fmt: skip
@@ -56,7 +56,7 @@ def test_twenty_kills_change_nothing(sample_data, tmp_path):
     while True:
         process = subprocess.Popen(command(sample_data, killed, num_steps), stderr=subprocess.DEVNULL)
         if kills < num_kills:
-            time.sleep(rng.uniform(2, 18))
+            time.sleep(rng.uniform(6, 20))
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
