@@ -40,6 +40,7 @@ class Buffer {
 struct Scratch {
   Taps rows, columns;
   std::vector<const uint8_t*> row_pointers;
+  std::vector<float> weights_a, weights_b;
   Buffer source_row, interleaved, planes, padded, blurred;
 };
 
@@ -224,27 +225,45 @@ class CropTask {
 
   // Rows [y, y_end) of the crop: the vertical pass goes first, since it reads whole rows of uint8 as they lie.
   void resample(int32_t y, int32_t y_end) {
-    const Taps &rows = scratch_.rows, &columns = scratch_.columns;
+    const Taps& columns = scratch_.columns;
     const int32_t source_low = std::min(columns.first.front(), columns.first.back());
     const int32_t source_high = std::max(columns.last.front(), columns.last.back());
     const int64_t row_size = 3 * static_cast<int64_t>(source_high - source_low);
-    const int64_t tail = 3 * static_cast<int64_t>(columns.num_taps) + 1;
-    float* source_row = scratch_.source_row.reserve(row_size + tail);
+    // Two rows, each with a tail that is read with zero weight and so must be finite.
+    const int64_t stride = row_size + 3 * static_cast<int64_t>(columns.num_taps) + 1;
+    float* source_row = scratch_.source_row.reserve(2 * stride);
+    for (float* row : {source_row, source_row + stride}) std::fill(row + row_size, row + stride, 0.0f);
     float* interleaved = scratch_.interleaved.reserve(3 * static_cast<int64_t>(size_) + 1);
-    std::fill(source_row + row_size, source_row + row_size + tail, 0.0f);  // read with zero weight: must be finite
-    scratch_.row_pointers.resize(rows.num_taps);
-    for (; y < y_end; ++y) {
-      for (int32_t k = 0; k < rows.num_taps; ++k) {
-        const int64_t source_y = std::min(rows.first[y] + k, rows.last[y] - 1);
-        scratch_.row_pointers[k] = image_ + (source_y * image_width_ + source_low) * 3;
+    for (; y < y_end; y += 2) {
+      const int32_t second = std::min(y + 1, y_end - 1);  // an odd row at the end is paired with itself
+      weigh_row_pair(y, second, source_low, row_size, source_row, source_row + stride);
+      for (int32_t row = y; row <= second; ++row) {
+        weigh_columns(source_row + (row - y) * stride, source_low, columns.first.data(), columns.weights.data(),
+                      columns.num_taps, size_, interleaved);
+        const Pixels out = block(row, row + 1);
+        split_channels(interleaved, size_, out.r, out.g, out.b);
       }
-      const float* weights = rows.weights.data() + static_cast<int64_t>(y) * rows.num_taps;
-      weigh_rows(scratch_.row_pointers.data(), weights, rows.num_taps, row_size, source_row);
-      weigh_columns(source_row, source_low, columns.first.data(), columns.weights.data(), columns.num_taps, size_,
-                    interleaved);
-      const Pixels out = block(y, y + 1);
-      split_channels(interleaved, size_, out.r, out.g, out.b);
     }
+  }
+
+  // The vertical pass for output rows `y` and `second`, over the source rows that either of them reads.
+  void weigh_row_pair(int32_t y, int32_t second, int32_t source_low, int64_t row_size, float* a, float* b) {
+    const Taps& rows = scratch_.rows;
+    const int32_t first = rows.first[y], last = rows.last[second], shift = rows.first[second] - first;
+    const int32_t num_taps = (std::max(last - first, shift + rows.num_taps) + kTapBlock - 1) / kTapBlock * kTapBlock;
+    scratch_.row_pointers.resize(num_taps);
+    scratch_.weights_a.assign(num_taps, 0.0f);
+    scratch_.weights_b.assign(num_taps, 0.0f);
+    for (int32_t k = 0; k < num_taps; ++k) {
+      const int64_t source_y = std::min(first + k, last - 1);
+      scratch_.row_pointers[k] = image_ + (source_y * image_width_ + source_low) * 3;
+    }
+    const float* weights = rows.weights.data();
+    std::copy_n(weights + static_cast<int64_t>(y) * rows.num_taps, rows.num_taps, scratch_.weights_a.begin());
+    std::copy_n(weights + static_cast<int64_t>(second) * rows.num_taps, rows.num_taps,
+                scratch_.weights_b.begin() + shift);
+    weigh_rows(scratch_.row_pointers.data(), scratch_.weights_a.data(), scratch_.weights_b.data(), num_taps, row_size,
+               a, b);
   }
 
   void blur_rows(int32_t y, int32_t y_end, const float* weights) {

@@ -13,7 +13,7 @@ namespace webssl {
 namespace multi_crop {
 namespace {
 
-constexpr int kTapBlock = 2;  // taps are padded with zero weights to a multiple of this
+constexpr int kTapBlock = 2;  // taps of a pair of rows are padded with zero weights to a multiple of this
 
 // Weights of one axis: output i reads source pixels first[i] + k with weights[i * num_taps + k].
 struct Taps {
@@ -52,7 +52,7 @@ void make_taps(const Axis& axis, int32_t size, bool mirrored, Taps* taps) {
     taps->last[i] = range.last;
     longest = std::max(longest, range.last - range.first);
   }
-  taps->num_taps = (longest + kTapBlock - 1) / kTapBlock * kTapBlock;
+  taps->num_taps = (longest + 1) / 2 * 2;  // weigh_columns takes two at a time
   taps->source_low = taps->first.front();
   taps->source_high = taps->last.back();
   taps->weights.resize(static_cast<int64_t>(size) * taps->num_taps);
@@ -67,30 +67,44 @@ void make_taps(const Axis& axis, int32_t size, bool mirrored, Taps* taps) {
   }
 }
 
-// out[i] = sum over k of weights[k] * rows[k][i]; num_taps is a multiple of kTapBlock.
+// a[i] = sum over k of weights_a[k] * rows[k][i], and the same for b; num_taps is a multiple of kTapBlock. Two output
+// rows read almost the same source rows, and turning uint8 into float costs twice what the product does.
 WEBSSL_MULTIVERSION
-void weigh_rows(const uint8_t* const* rows, const float* weights, int32_t num_taps, int64_t size, float* out) {
+void weigh_rows(const uint8_t* const* rows, const float* weights_a, const float* weights_b, int32_t num_taps,
+                int64_t size, float* a, float* b) {
   int32_t k = 0;
   for (; k + 4 <= num_taps; k += 4) {
     const uint8_t *r0 = rows[k], *r1 = rows[k + 1], *r2 = rows[k + 2], *r3 = rows[k + 3];
-    const float w0 = weights[k], w1 = weights[k + 1], w2 = weights[k + 2], w3 = weights[k + 3];
+    const float a0 = weights_a[k], a1 = weights_a[k + 1], a2 = weights_a[k + 2], a3 = weights_a[k + 3];
+    const float b0 = weights_b[k], b1 = weights_b[k + 1], b2 = weights_b[k + 2], b3 = weights_b[k + 3];
     if (k == 0) {
 #pragma omp simd
-      for (int64_t i = 0; i < size; ++i) out[i] = w0 * r0[i] + w1 * r1[i] + w2 * r2[i] + w3 * r3[i];
+      for (int64_t i = 0; i < size; ++i) {
+        const float p0 = r0[i], p1 = r1[i], p2 = r2[i], p3 = r3[i];
+        a[i] = a0 * p0 + a1 * p1 + a2 * p2 + a3 * p3;
+        b[i] = b0 * p0 + b1 * p1 + b2 * p2 + b3 * p3;
+      }
     } else {
 #pragma omp simd
-      for (int64_t i = 0; i < size; ++i) out[i] += w0 * r0[i] + w1 * r1[i] + w2 * r2[i] + w3 * r3[i];
+      for (int64_t i = 0; i < size; ++i) {
+        const float p0 = r0[i], p1 = r1[i], p2 = r2[i], p3 = r3[i];
+        a[i] += a0 * p0 + a1 * p1 + a2 * p2 + a3 * p3;
+        b[i] += b0 * p0 + b1 * p1 + b2 * p2 + b3 * p3;
+      }
     }
   }
   if (k == num_taps) return;
   const uint8_t *r0 = rows[k], *r1 = rows[k + 1];
-  const float w0 = weights[k], w1 = weights[k + 1];
+  const float a0 = weights_a[k], a1 = weights_a[k + 1], b0 = weights_b[k], b1 = weights_b[k + 1];
   if (k == 0) {
+    std::fill_n(a, size, 0.0f);
+    std::fill_n(b, size, 0.0f);
+  }
 #pragma omp simd
-    for (int64_t i = 0; i < size; ++i) out[i] = w0 * r0[i] + w1 * r1[i];
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) out[i] += w0 * r0[i] + w1 * r1[i];
+  for (int64_t i = 0; i < size; ++i) {
+    const float p0 = r0[i], p1 = r1[i];
+    a[i] += a0 * p0 + a1 * p1;
+    b[i] += b0 * p0 + b1 * p1;
   }
 }
 
