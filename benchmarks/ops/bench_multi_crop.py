@@ -57,7 +57,7 @@ RECIPES = [
     *[replace(LOCAL, blur_probability=0.5)] * 8,
 ]
 SIZES_PX = [recipe.size_px for recipe in RECIPES]
-PIXELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # a normalisation that leaves [0, 255]
+NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)  # a normalisation that leaves pixels in [0, 255]
 
 
 def photographs(folder: Path, num_images: int) -> list[np.ndarray]:
@@ -198,7 +198,7 @@ def torchvision_difference(images: Sequence[Tensor], with_hue: bool) -> tuple[fl
         parameters_BVP = draw([image], 1, position)
         if not with_hue:
             parameters_BVP[..., op.HUE] = 0
-        groups = op.multi_crop([image], parameters_BVP, SIZES_PX, **PIXELS)
+        groups = op.multi_crop([image], parameters_BVP, SIZES_PX, mean=NO_MEAN, std=NO_STD)
         crops_V = [crop_3SS for group_VB3SS in groups for crop_3SS in group_VB3SS[:, 0]]
         for crop_3SS, row_P, size_px in zip(crops_V, parameters_BVP[0].tolist(), SIZES_PX, strict=True):
             expected_SS3 = np.array(torchvision_crop(Image.fromarray(image.numpy()), row_P, size_px), dtype=np.float32)

@@ -39,8 +39,8 @@ class Buffer {
 
 struct Scratch {
   Taps rows, columns;
-  std::vector<const uint8_t*> row_pointers;
-  Buffer source_row, interleaved, planes, padded, blurred;
+  std::vector<const float*> row_pointers;
+  Buffer window, weighed_rows, interleaved, planes, padded, blurred;
 };
 
 // ---------------------------------------------------------------- colors
@@ -185,13 +185,22 @@ class CropTask {
     make_taps(rows, size_, false, &scratch_.rows);
     make_taps(columns, size_, parameters_[kFlip] != 0.0f, &scratch_.columns);
     planes_ = scratch_.planes.reserve(3 * plane_size_);
+    const int32_t source_low = scratch_.columns.source_low, source_high = scratch_.columns.source_high;
+    // Outputs at the border have fewer taps than num_taps, and the last lane of a pixel is no channel: both read on.
+    const int64_t read_floats = 3 * static_cast<int64_t>(source_high - source_low + scratch_.columns.num_taps) + 1;
+    const int64_t num_lines = (read_floats + kLine - 1) / kLine;
+    const int32_t num_window_rows = scratch_.rows.num_taps;
+    RowWindow window(image_, image_width_, source_low, source_high, num_window_rows, num_lines,
+                     scratch_.window.reserve(num_window_rows * num_lines * kLine));
 
     const bool has_contrast = chain_.contrast_at < chain_.num;
-    const int32_t block_rows = std::max<int32_t>(1, kPixelsInCache / size_);
+    const int32_t block_rows = std::max(1, kPixelsInCache / size_ / kRowsTogether) * kRowsTogether;
     double gray = 0.0;
     for (int32_t y = 0; y < size_; y += block_rows) {
       const int32_t y_end = std::min(y + block_rows, size_);
-      resample(y, y_end);
+      for (int32_t row = y; row < y_end; row += kRowsTogether) {
+        resample(row, std::min(row + kRowsTogether, y_end), source_low, num_lines, &window);
+      }
       chain_.apply(0, chain_.contrast_at, parameters_, 0.0f, block(y, y_end));
       if (has_contrast) gray += sum_gray(block(y, y_end));
     }
@@ -222,28 +231,26 @@ class CropTask {
     return {plane(0) + at, plane(1) + at, plane(2) + at, static_cast<int64_t>(y_end - y) * size_};
   }
 
-  // Rows [y, y_end) of the crop: the vertical pass goes first, since it reads whole rows of uint8 as they lie.
-  void resample(int32_t y, int32_t y_end) {
+  // At most kRowsTogether rows of the crop. The vertical pass goes first: it works on whole rows as they lie.
+  void resample(int32_t y, int32_t y_end, int32_t source_low, int64_t num_lines, RowWindow* window) {
     const Taps &rows = scratch_.rows, &columns = scratch_.columns;
-    const int32_t source_low = std::min(columns.first.front(), columns.first.back());
-    const int32_t source_high = std::max(columns.last.front(), columns.last.back());
-    const int64_t row_size = 3 * static_cast<int64_t>(source_high - source_low);
-    const int64_t tail = 3 * static_cast<int64_t>(columns.num_taps) + 1;
-    float* source_row = scratch_.source_row.reserve(row_size + tail);
-    float* interleaved = scratch_.interleaved.reserve(3 * static_cast<int64_t>(size_) + 1);
-    std::fill(source_row + row_size, source_row + row_size + tail, 0.0f);  // read with zero weight: must be finite
+    const int64_t stride = kLine * num_lines, out_stride = 3 * static_cast<int64_t>(size_) + 1;
+    float* weighed_rows = scratch_.weighed_rows.reserve(kRowsTogether * stride);
+    float* interleaved = scratch_.interleaved.reserve(kRowsTogether * out_stride);
     scratch_.row_pointers.resize(rows.num_taps);
-    for (; y < y_end; ++y) {
+    for (int32_t row = y; row < y_end; ++row) {
+      window->advance(rows.first[row], rows.last[row]);
       for (int32_t k = 0; k < rows.num_taps; ++k) {
-        const int64_t source_y = std::min(rows.first[y] + k, rows.last[y] - 1);
-        scratch_.row_pointers[k] = image_ + (source_y * image_width_ + source_low) * 3;
+        scratch_.row_pointers[k] = window->row(std::min(rows.first[row] + k, rows.last[row] - 1));
       }
-      const float* weights = rows.weights.data() + static_cast<int64_t>(y) * rows.num_taps;
-      weigh_rows(scratch_.row_pointers.data(), weights, rows.num_taps, row_size, source_row);
-      weigh_columns(source_row, source_low, columns.first.data(), columns.weights.data(), columns.num_taps, size_,
-                    interleaved);
-      const Pixels out = block(y, y + 1);
-      split_channels(interleaved, size_, out.r, out.g, out.b);
+      const float* weights = rows.weights.data() + static_cast<int64_t>(row) * rows.num_taps;
+      weigh_rows(scratch_.row_pointers.data(), weights, rows.num_taps, num_lines, weighed_rows + (row - y) * stride);
+    }
+    weigh_columns(weighed_rows, y_end - y, stride, source_low, columns.first.data(), columns.weights.data(),
+                  columns.num_taps, size_, interleaved, out_stride);
+    for (int32_t row = y; row < y_end; ++row) {
+      const Pixels out = block(row, row + 1);
+      split_channels(interleaved + (row - y) * out_stride, size_, out.r, out.g, out.b);
     }
   }
 
