@@ -13,8 +13,8 @@ namespace webssl {
 namespace multi_crop {
 namespace {
 
-constexpr int kLine = 16;         // floats on a cache line
-constexpr int kRowsTogether = 8;  // crop rows that share the reading of column weights
+constexpr int kRowsTogether = 8;                   // crop rows that share the reading of column weights
+constexpr int64_t kWindowFloats = 256 * 1024 / 4;  // a larger RowWindow would crowd the L2 cache: slower than bytes
 
 // Weights of one axis: output i reads source pixels first[i] + k with weights[i * num_taps + k], zero from last[i] on.
 struct Taps {
@@ -78,68 +78,74 @@ void to_float(const uint8_t* in, int64_t size, float* out) {
 // and neighbours share most of their taps, so each row is converted once.
 class RowWindow {
  public:
-  // `floats` holds num_rows * num_lines lines. What lies beyond the columns is zero: it is read, with zero weight.
-  RowWindow(const uint8_t* image, int32_t image_width, int32_t column_low, int32_t column_high, int32_t num_rows,
-            int64_t num_lines, float* floats)
-      : pixels_(image + 3 * static_cast<int64_t>(column_low)),
-        pixel_stride_(3 * static_cast<int64_t>(image_width)),
-        size_(3 * static_cast<int64_t>(column_high - column_low)),
-        stride_(kLine * num_lines),
+  // The source rows are `size` long and `source_stride` apart; `floats` holds num_rows rows, `stride` apart.
+  RowWindow(const uint8_t* source, int64_t source_stride, int64_t size, int32_t num_rows, int64_t stride, float* floats)
+      : source_(source),
+        source_stride_(source_stride),
+        size_(size),
+        stride_(stride),
         num_rows_(num_rows),
-        floats_(floats) {
-    for (int32_t row = 0; row < num_rows; ++row) {
-      std::fill(floats + row * stride_ + size_, floats + (row + 1) * stride_, 0.0f);
-    }
-  }
+        floats_(floats) {}
 
   // Makes source rows [first, last) readable, at most num_rows of them; neither bound may fall from call to call.
   void advance(int32_t first, int32_t last) {
     for (next_ = std::max(next_, first); next_ < last; ++next_) {
-      to_float(pixels_ + next_ * pixel_stride_, size_, floats_ + next_ % num_rows_ * stride_);
+      to_float(source_ + next_ * source_stride_, size_, floats_ + next_ % num_rows_ * stride_);
     }
   }
 
   const float* row(int32_t source_y) const { return floats_ + source_y % num_rows_ * stride_; }
 
  private:
-  const uint8_t* pixels_;
-  int64_t pixel_stride_, size_, stride_;
+  const uint8_t* source_;
+  int64_t source_stride_, size_, stride_;
   int32_t num_rows_;
   float* floats_;
   int32_t next_ = 0;
 };
 
-template <int kCount, bool kAdd>
-WEBSSL_HD void weigh_some_rows(const float* const* rows, const float* weights, int64_t num_lines, float* out) {
-  const float* r[kCount];
+template <int kCount, bool kAdd, typename Source>
+WEBSSL_HD void weigh_some_rows(const Source* const* rows, const float* weights, int64_t size, float* out) {
+  const Source* r[kCount];
   float w[kCount];
   for (int k = 0; k < kCount; ++k) r[k] = rows[k], w[k] = weights[k];
 #pragma omp simd
-  for (int64_t i = 0; i < kLine * num_lines; ++i) {
+  for (int64_t i = 0; i < size; ++i) {
     float sum = w[0] * r[0][i];
     for (int k = 1; k < kCount; ++k) sum += w[k] * r[k][i];
     out[i] = kAdd ? out[i] + sum : sum;
   }
 }
 
-// out[i] = sum over k of weights[k] * rows[k][i], for num_lines cache lines.
-WEBSSL_MULTIVERSION
-void weigh_rows(const float* const* rows, const float* weights, int32_t num_taps, int64_t num_lines, float* out) {
+template <typename Source>
+WEBSSL_HD void weigh_rows_of(const Source* const* rows, const float* weights, int32_t num_taps, int64_t size,
+                             float* out) {
   const int32_t head = (num_taps - 1) % 4 + 1;
   switch (head) {
     case 1:
-      weigh_some_rows<1, false>(rows, weights, num_lines, out);
+      weigh_some_rows<1, false>(rows, weights, size, out);
       break;
     case 2:
-      weigh_some_rows<2, false>(rows, weights, num_lines, out);
+      weigh_some_rows<2, false>(rows, weights, size, out);
       break;
     case 3:
-      weigh_some_rows<3, false>(rows, weights, num_lines, out);
+      weigh_some_rows<3, false>(rows, weights, size, out);
       break;
     default:
-      weigh_some_rows<4, false>(rows, weights, num_lines, out);
+      weigh_some_rows<4, false>(rows, weights, size, out);
   }
-  for (int32_t k = head; k < num_taps; k += 4) weigh_some_rows<4, true>(rows + k, weights + k, num_lines, out);
+  for (int32_t k = head; k < num_taps; k += 4) weigh_some_rows<4, true>(rows + k, weights + k, size, out);
+}
+
+// out[i] = sum over k of weights[k] * rows[k][i].
+WEBSSL_MULTIVERSION
+void weigh_rows(const float* const* rows, const float* weights, int32_t num_taps, int64_t size, float* out) {
+  weigh_rows_of(rows, weights, num_taps, size, out);
+}
+
+WEBSSL_MULTIVERSION
+void weigh_rows(const uint8_t* const* rows, const float* weights, int32_t num_taps, int64_t size, float* out) {
+  weigh_rows_of(rows, weights, num_taps, size, out);
 }
 
 // Red, green, blue, and one lane that is ignored.
