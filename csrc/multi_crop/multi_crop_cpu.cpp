@@ -190,7 +190,8 @@ class CropTask {
     // Outputs at the border have fewer taps than num_taps, and the last lane of a pixel is no channel: both are read
     // past the end of the row, with zero weight or to be dropped.
     source_size_ = 3 * static_cast<int64_t>(scratch_.columns.source_high - scratch_.columns.source_low);
-    stride_ = (source_size_ + 3 * static_cast<int64_t>(scratch_.columns.num_taps) + 1 + 15) / 16 * 16;
+    const int64_t read_floats = source_size_ + 3 * static_cast<int64_t>(scratch_.columns.num_taps) + 1;
+    stride_ = (read_floats + 15) / 16 * 16;  // whole cache lines
     std::fill_n(scratch_.weighed_rows.reserve(kRowsTogether * stride_), kRowsTogether * stride_, 0.0f);
     const int32_t num_window_rows = scratch_.rows.num_taps;
     if (num_window_rows * stride_ <= kWindowFloats) {
