@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.provenance import cpu_provenance
+from benchmarks.provenance import ROOT, cpu_provenance
+
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ def read_gb_per_s(repeats: int = 5) -> float:
     return x.nbytes / best_ms / 1e6
 
 
-def emit(case: str, **fields: Any) -> None:
-    """Prints one result line, for benchmarks/results/*.jsonl. Floats keep four digits."""
+def emit(case: str, *, record: str | None = None, **fields: Any) -> None:
+    """Prints one result line, floats to four digits, and appends it to benchmarks/results/<record>.jsonl if told to."""
     rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in fields.items()}
-    print(json.dumps({"case": case, **rounded, **cpu_provenance()}), flush=True)
+    line = json.dumps({"case": case, **rounded, **cpu_provenance()})
+    print(line, flush=True)
+    if record is not None:
+        with open(RESULTS / f"{record}.jsonl", "a") as results:
+            results.write(line + "\n")

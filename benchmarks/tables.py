@@ -61,25 +61,6 @@ def train_step() -> str:
     return markdown(header, rows)
 
 
-def multi_crop() -> str:
-    lines = result_lines("multi_crop", ("implementation", "recipe", "threads", "cpu"))
-    if not lines:
-        return "No result line yet: `python -m benchmarks.ops.bench_multi_crop` prints some for benchmarks/results/.\n"
-    rows = [
-        [
-            f"{line['implementation']}, {line['threads']} thread(s)",
-            line["cpu"],
-            f"{line['ms_per_image']:.2f} ms",
-            f"{line['p20_ms_per_image']:.2f} to {line['p80_ms_per_image']:.2f} ms",
-            f"{line['ratio']:.2f}",
-            f"{line['date']}, {line['commit']}",
-        ]
-        for line in lines
-    ]
-    header = ["augmentation", "processor", "an image", "20th to 80th percentile", "time over ours", "measured"]
-    return markdown(header, rows)
-
-
 def train_step_profile() -> str:
     lines = result_lines("train_step_profile", ("side", "precision", "threads", "batch", "cpu"))
     if not lines:
@@ -91,6 +72,32 @@ def train_step_profile() -> str:
 
 def _most(kind: str, lines: list[Line]) -> float:
     return -max(line["ms_by_kind"].get(kind, 0) for line in lines)
+
+
+def multi_crop() -> str:
+    lines = result_lines("multi_crop", ("recipe", "image_px", "threads", "cpu"))
+    lines = [line for line in lines if {"torchvision_over_ours", "albumentations_over_ours"} <= line.keys()]
+    if not lines:
+        return "No result line yet: `python -m benchmarks.ops.bench_multi_crop` prints one for benchmarks/results/.\n"
+    rows = [
+        [
+            f"{line['recipe']} of {line['image_px']}",
+            f"{line['cpu']}, {line['threads']} thread{'s' if line['threads'] > 1 else ''}",
+            f"{line['ms_per_image']:.1f} ({line['cpu_ms_per_image']:.1f})",
+            *(_rival_crop_time(rival, line) for rival in ("torchvision", "albumentations")),
+            f"{line['date']}, {line['commit']}",
+        ]
+        for line in lines
+    ]
+    header = ["crops", "processor", "webssl_fast", "torchvision, Pillow", "albumentations, OpenCV", "measured"]
+    return markdown(header, rows)
+
+
+def _rival_crop_time(rival: str, line: Line) -> str:
+    return (
+        f"{line[f'{rival}_ms_per_image']:.1f} ({line[f'{rival}_cpu_ms_per_image']:.1f}): "
+        f"{line[f'{rival}_over_ours']:.1f}x ({line[f'{rival}_over_ours_cpu']:.1f}x)"
+    )
 
 
 def gpu_kernels() -> str:
@@ -110,8 +117,8 @@ def gpu_kernels() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "train_step": train_step,
-    "multi_crop": multi_crop,
     "train_step_profile": train_step_profile,
+    "multi_crop": multi_crop,
     "gpu_kernels": gpu_kernels,
 }
 

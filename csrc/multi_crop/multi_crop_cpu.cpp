@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <optional>
 #include <vector>
 
 #include "core/parallel.h"
@@ -39,9 +40,9 @@ class Buffer {
 
 struct Scratch {
   Taps rows, columns;
-  std::vector<const uint8_t*> row_pointers;
-  std::vector<float> weights_a, weights_b;
-  Buffer source_row, interleaved, planes, padded, blurred;
+  std::vector<const uint8_t*> byte_rows;
+  std::vector<const float*> float_rows;
+  Buffer window, weighed_rows, interleaved, planes, padded, blurred;
 };
 
 // ---------------------------------------------------------------- colors
@@ -186,13 +187,26 @@ class CropTask {
     make_taps(rows, size_, false, &scratch_.rows);
     make_taps(columns, size_, parameters_[kFlip] != 0.0f, &scratch_.columns);
     planes_ = scratch_.planes.reserve(3 * plane_size_);
+    // Outputs at the border have fewer taps than num_taps, and the last lane of a pixel is no channel: both are read
+    // past the end of the row, with zero weight or to be dropped.
+    source_size_ = 3 * static_cast<int64_t>(scratch_.columns.source_high - scratch_.columns.source_low);
+    const int64_t read_floats = source_size_ + 3 * static_cast<int64_t>(scratch_.columns.num_taps) + 1;
+    stride_ = (read_floats + 15) / 16 * 16;  // whole cache lines
+    std::fill_n(scratch_.weighed_rows.reserve(kRowsTogether * stride_), kRowsTogether * stride_, 0.0f);
+    const int32_t num_window_rows = scratch_.rows.num_taps;
+    if (num_window_rows * stride_ <= kWindowFloats) {
+      window_.emplace(source_row(0), 3 * static_cast<int64_t>(image_width_), source_size_, num_window_rows, stride_,
+                      scratch_.window.reserve(num_window_rows * stride_));
+    }
 
     const bool has_contrast = chain_.contrast_at < chain_.num;
-    const int32_t block_rows = std::max<int32_t>(1, kPixelsInCache / size_);
+    const int32_t block_rows = std::max(1, kPixelsInCache / size_ / kRowsTogether) * kRowsTogether;
     double gray = 0.0;
     for (int32_t y = 0; y < size_; y += block_rows) {
       const int32_t y_end = std::min(y + block_rows, size_);
-      resample(y, y_end);
+      for (int32_t row = y; row < y_end; row += kRowsTogether) {
+        resample(row, std::min(row + kRowsTogether, y_end));
+      }
       chain_.apply(0, chain_.contrast_at, parameters_, 0.0f, block(y, y_end));
       if (has_contrast) gray += sum_gray(block(y, y_end));
     }
@@ -223,47 +237,43 @@ class CropTask {
     return {plane(0) + at, plane(1) + at, plane(2) + at, static_cast<int64_t>(y_end - y) * size_};
   }
 
-  // Rows [y, y_end) of the crop: the vertical pass goes first, since it reads whole rows of uint8 as they lie.
+  // From the first column in use.
+  const uint8_t* source_row(int32_t source_y) const {
+    return image_ + 3 * (static_cast<int64_t>(source_y) * image_width_ + scratch_.columns.source_low);
+  }
+
+  // At most kRowsTogether rows of the crop. The vertical pass goes first: it works on whole rows as they lie.
   void resample(int32_t y, int32_t y_end) {
     const Taps& columns = scratch_.columns;
-    const int32_t source_low = std::min(columns.first.front(), columns.first.back());
-    const int32_t source_high = std::max(columns.last.front(), columns.last.back());
-    const int64_t row_size = 3 * static_cast<int64_t>(source_high - source_low);
-    // Two rows, each with a tail that is read with zero weight and so must be finite.
-    const int64_t stride = row_size + 3 * static_cast<int64_t>(columns.num_taps) + 1;
-    float* source_row = scratch_.source_row.reserve(2 * stride);
-    for (float* row : {source_row, source_row + stride}) std::fill(row + row_size, row + stride, 0.0f);
-    float* interleaved = scratch_.interleaved.reserve(3 * static_cast<int64_t>(size_) + 1);
-    for (; y < y_end; y += 2) {
-      const int32_t second = std::min(y + 1, y_end - 1);  // an odd row at the end is paired with itself
-      weigh_row_pair(y, second, source_low, row_size, source_row, source_row + stride);
-      for (int32_t row = y; row <= second; ++row) {
-        weigh_columns(source_row + (row - y) * stride, source_low, columns.first.data(), columns.weights.data(),
-                      columns.num_taps, size_, interleaved);
-        const Pixels out = block(row, row + 1);
-        split_channels(interleaved, size_, out.r, out.g, out.b);
+    const int64_t out_stride = 3 * static_cast<int64_t>(size_) + 1;
+    float* weighed_rows = scratch_.weighed_rows.reserve(kRowsTogether * stride_);
+    float* interleaved = scratch_.interleaved.reserve(kRowsTogether * out_stride);
+    for (int32_t row = y; row < y_end; ++row) {
+      float* out = weighed_rows + (row - y) * stride_;
+      if (window_) {
+        window_->advance(scratch_.rows.first[row], scratch_.rows.last[row]);
+        weigh_source_rows(row, [&](int32_t source_y) { return window_->row(source_y); }, &scratch_.float_rows, out);
+      } else {
+        weigh_source_rows(row, [&](int32_t source_y) { return source_row(source_y); }, &scratch_.byte_rows, out);
       }
+    }
+    weigh_columns(weighed_rows, y_end - y, stride_, columns.source_low, columns.first.data(), columns.weights.data(),
+                  columns.num_taps, size_, interleaved, out_stride);
+    for (int32_t row = y; row < y_end; ++row) {
+      const Pixels out = block(row, row + 1);
+      split_channels(interleaved + (row - y) * out_stride, size_, out.r, out.g, out.b);
     }
   }
 
-  // The vertical pass for output rows `y` and `second`, over the source rows that either of them reads.
-  void weigh_row_pair(int32_t y, int32_t second, int32_t source_low, int64_t row_size, float* a, float* b) {
+  template <typename Source, typename SourceRow>
+  void weigh_source_rows(int32_t row, SourceRow source_row, std::vector<const Source*>* pointers, float* out) {
     const Taps& rows = scratch_.rows;
-    const int32_t first = rows.first[y], last = rows.last[second], shift = rows.first[second] - first;
-    const int32_t num_taps = (std::max(last - first, shift + rows.num_taps) + kTapBlock - 1) / kTapBlock * kTapBlock;
-    scratch_.row_pointers.resize(num_taps);
-    scratch_.weights_a.assign(num_taps, 0.0f);
-    scratch_.weights_b.assign(num_taps, 0.0f);
-    for (int32_t k = 0; k < num_taps; ++k) {
-      const int64_t source_y = std::min(first + k, last - 1);
-      scratch_.row_pointers[k] = image_ + (source_y * image_width_ + source_low) * 3;
+    pointers->resize(rows.num_taps);
+    for (int32_t k = 0; k < rows.num_taps; ++k) {
+      (*pointers)[k] = source_row(std::min(rows.first[row] + k, rows.last[row] - 1));
     }
-    const float* weights = rows.weights.data();
-    std::copy_n(weights + static_cast<int64_t>(y) * rows.num_taps, rows.num_taps, scratch_.weights_a.begin());
-    std::copy_n(weights + static_cast<int64_t>(second) * rows.num_taps, rows.num_taps,
-                scratch_.weights_b.begin() + shift);
-    weigh_rows(scratch_.row_pointers.data(), scratch_.weights_a.data(), scratch_.weights_b.data(), num_taps, row_size,
-               a, b);
+    const float* weights = rows.weights.data() + static_cast<int64_t>(row) * rows.num_taps;
+    weigh_rows(pointers->data(), weights, rows.num_taps, source_size_, out);
   }
 
   void blur_rows(int32_t y, int32_t y_end, const float* weights) {
@@ -318,15 +328,18 @@ class CropTask {
   void* out_;
   const ColorChain chain_;
   float* planes_ = nullptr;
+  int64_t source_size_ = 0, stride_ = 0;  // floats of a source row in use, and from one to the next
+  std::optional<RowWindow> window_;       // none where it would be too large: then rows are read as bytes
 };
 
 }  // namespace
 
 void multi_crop_cpu(const Params& params) {
-  // Crop by crop, not image by image: recipes list their large crops first, and large tasks balance best when first.
+  // Image by image, not crop by crop: an image then stays in the cache for all of its crops. Recipes list their large
+  // crops first, so the last tasks are small ones and the threads end together.
   parallel_for(params.num_crops * params.num_images, params.num_threads, [&](int64_t task) {
     thread_local Scratch scratch;
-    CropTask(params, task % params.num_images, task / params.num_images, &scratch).run();
+    CropTask(params, task / params.num_crops, task % params.num_crops, &scratch).run();
   });
 }
 

@@ -203,35 +203,32 @@ WEBSSL_HD TapRange tap_range(const Axis& axis, double center) {
 // ITU-R 601-2 luma, as Pillow's convert("L").
 WEBSSL_HD float luma(float r, float g, float b) { return 0.299f * r + 0.587f * g + 0.114f * b; }
 
-WEBSSL_HD float clamp_pixel(float x) {
+// To [0, most].
+WEBSSL_HD float clamp(float x, float most) {
   x = x > 0.0f ? x : 0.0f;
-  return x < 255.0f ? x : 255.0f;
+  return x < most ? x : most;
 }
 
-WEBSSL_HD float clamp_unit(float x) {
-  x = x > 0.0f ? x : 0.0f;
-  return x < 1.0f ? x : 1.0f;
-}
+WEBSSL_HD float clamp_pixel(float x) { return clamp(x, 255.0f); }
 
 // ImageEnhance: from the degenerate image (black, the mean gray, the pixel's own gray) through the image and beyond.
 WEBSSL_HD float blend(float degenerate, float x, float factor) {
   return clamp_pixel(degenerate + factor * (x - degenerate));
 }
 
-// Turns the hue of a pixel by `turns` in HSV; value and saturation stay. Free of branches.
+// Turns the hue of a pixel by `turns` in HSV; value and saturation stay. Free of branches, and of divisions: the hue is
+// measured in sixths of a circle times the chroma, so gray pixels need no care.
 WEBSSL_HD void shift_hue(float& r, float& g, float& b, float turns) {
   const float high = r > g ? (r > b ? r : b) : (g > b ? g : b);
   const float low = r < g ? (r < b ? r : b) : (g < b ? g : b);
-  const float chroma = high - low;
-  const float inverse = 1.0f / (chroma > 0.0f ? chroma : 1.0f);
-  float sector = high == r ? (g - b) * inverse : (high == g ? (b - r) * inverse + 2.0f : (r - g) * inverse + 4.0f);
-  sector += 6.0f * turns;  // in (-7, 11): sector itself is in [-1, 5], turns in [-1, 1]
-  sector = sector < 0.0f ? sector + 6.0f : sector;
-  sector = sector < 0.0f ? sector + 6.0f : sector;
-  sector = sector >= 6.0f ? sector - 6.0f : sector;
-  r = low + chroma * clamp_unit(fabsf(sector - 3.0f) - 1.0f);
-  g = low + chroma * clamp_unit(2.0f - fabsf(sector - 2.0f));
-  b = low + chroma * clamp_unit(2.0f - fabsf(sector - 4.0f));
+  const float chroma = high - low, circle = 6.0f * chroma;
+  float hue = high == r ? g - b : (high == g ? b - r + 2.0f * chroma : r - g + 4.0f * chroma);
+  hue += circle * (turns - floorf(turns));  // from -1 to 11 sixths
+  hue = hue < 0.0f ? hue + circle : hue;
+  hue = hue >= circle ? hue - circle : hue;
+  r = low + clamp(fabsf(hue - 3.0f * chroma) - chroma, chroma);
+  g = low + clamp(2.0f * chroma - fabsf(hue - 2.0f * chroma), chroma);
+  b = low + clamp(2.0f * chroma - fabsf(hue - 4.0f * chroma), chroma);
 }
 
 WEBSSL_HD float solarize(float x, float threshold) { return x < threshold ? x : 255.0f - x; }

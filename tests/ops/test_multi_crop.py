@@ -87,6 +87,17 @@ def test_matches_reference_on_extreme_shapes(height, width, size_px):
     assert_equals_reference([image], draw([image], recipes), [size_px, size_px])
 
 
+@pytest.mark.parametrize("flip", [0, 1])
+@pytest.mark.parametrize("height, width", [(1000, 1500), (40, 6000), (3000, 20)])
+def test_matches_reference_on_large_images(height, width, flip):
+    """Many taps on long rows are read as bytes, few or short ones from a window of floats: each the same pixels."""
+    image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    for size_px in (19, 64):
+        assert_equals_reference([image], identity(height, width, FLIP=flip), [size_px])
+    box = identity(0.6 * height, 0.5 * width, TOP=0.25 * height, LEFT=0.4 * width, READ_OUTSIDE=1, FLIP=flip)
+    assert_equals_reference([image], box, [33])
+
+
 def test_accepts_an_empty_batch():
     crops = op.multi_crop([], torch.empty(0, 5, op.NUM_PARAMETERS), SIZES_PX)
     assert [tuple(c.shape) for c in crops] == [(2, 0, 3, 64, 64), (3, 0, 3, 27, 27)]
