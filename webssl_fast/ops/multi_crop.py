@@ -133,11 +133,11 @@ def multi_crop(
 
     Each operation is the one that torchvision's v1 transforms do on Pillow images, with these differences. Pixels are
     floats from the resampling to the normalisation, where Pillow rounds to uint8 after each operation. Where Pillow
-    rounds down (the blends of brightness, contrast and saturation, and hue), half a level is subtracted instead, which
-    is what rounding down costs on average; its rounding of HSV saturation has no counterpart. Both clamp to [0, 255] in
-    the same places, save that Pillow also does between the two passes of a resampling. The mean gray of the contrast
-    operation is not rounded to an integer. Equal parameters given, the two agree within 2/255 in the mean and 8/255 at
-    the 99.9th percentile.
+    rounds down, what that costs on average is subtracted instead: half a level in the blends of brightness, contrast
+    and saturation, half a 255th of a turn in hue; its rounding of HSV saturation has no counterpart. Both clamp to
+    [0, 255] in the same places, save that Pillow also does between the two passes of a resampling. The mean gray of the
+    contrast operation is not rounded to an integer. Equal parameters given, the two differ by at most 2/255
+    in the mean and 8/255 at the 99.9th percentile of a crop.
     The blur has nine taps and mirrors the crop at its border (without repeating the border pixel).
     """
     _check_images(images)
