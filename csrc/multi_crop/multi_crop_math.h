@@ -231,7 +231,9 @@ WEBSSL_HD void shift_hue(float& r, float& g, float& b, float shift_in_sixths) {
   const float low = r < g ? (r < b ? r : b) : (g < b ? g : b);
   const float chroma = high - low, period = kHuePeriod * chroma;
   float hue = high == r ? g - b : (high == g ? b - r + 2.0f * chroma : r - g + 4.0f * chroma);
-  hue = (hue < 0.0f ? hue + 6.0f * chroma : hue) + shift_in_sixths * chroma;
+  // The wrap makes hues just below zero jump. Half a level of slack keeps reds with g = b, which are common, from
+  // hanging on rounding errors; in Pillow's integers they have hue zero.
+  hue = (hue < -0.5f ? hue + 6.0f * chroma : hue) + shift_in_sixths * chroma;
   hue = hue < 0.0f ? hue + period : hue;
   hue = hue >= period ? hue - period : hue;
   r = low + clamp(fabsf(hue - 3.0f * chroma) - chroma, chroma);

@@ -252,8 +252,9 @@ def _shift_hue(crop: Tensor, turns: float) -> Tensor:
         (green - blue) / divisor,
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    steps = (sector % 6) / 6 * 255 + math.trunc(turns * 255) - _ROUNDED_DOWN
-    sector = (steps % 256) / 255 * 6
+    # Half a level of slack below red, since the wrap makes hues jump there: reds with green = blue are to stay reds.
+    sector = torch.where(sector * chroma < -0.5, sector + 6, sector)
+    sector = (sector + 6 / 255 * (math.trunc(turns * 255) - _ROUNDED_DOWN)) % (6 * 256 / 255)
     # Channel n is value - chroma * max(0, min(k, 4 - k, 1)) with k = n + sector mod 6, n = 5, 3, 1 for R, G, B.
     k = (torch.tensor([5.0, 3.0, 1.0], dtype=crop.dtype)[:, None, None] + sector.clamp(max=6)) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
