@@ -73,10 +73,18 @@ void blend_with_gray(Pixels pixels, float factor) {
 }
 
 WEBSSL_MULTIVERSION
-void turn_hue(Pixels pixels, float turns) {
+void replace_with_gray(Pixels pixels) {
   float *r = pixels.r, *g = pixels.g, *b = pixels.b;
 #pragma omp simd
-  for (int64_t i = 0; i < pixels.size; ++i) shift_hue(r[i], g[i], b[i], turns);
+  for (int64_t i = 0; i < pixels.size; ++i) r[i] = g[i] = b[i] = luma(r[i], g[i], b[i]);
+}
+
+WEBSSL_MULTIVERSION
+void shift_hues(Pixels pixels, float turns) {
+  float *r = pixels.r, *g = pixels.g, *b = pixels.b;
+  const float shift = hue_shift_in_sixths(turns);
+#pragma omp simd
+  for (int64_t i = 0; i < pixels.size; ++i) shift_hue(r[i], g[i], b[i], shift);
 }
 
 WEBSSL_MULTIVERSION
@@ -119,7 +127,7 @@ struct ColorChain {
           blend_with_gray(pixels, factor);
           break;
         case kApplyHue:
-          turn_hue(pixels, factor);
+          shift_hues(pixels, factor);
           break;
       }
     }
@@ -217,7 +225,7 @@ class CropTask {
     for (int32_t y = 0; y < size_; y += block_rows) {
       const int32_t y_end = std::min(y + block_rows, size_);
       chain_.apply(chain_.contrast_at, chain_.num, parameters_, mean_gray, block(y, y_end));
-      if (parameters_[kGrayscale] != 0.0f) blend_with_gray(block(y, y_end), 0.0f);
+      if (parameters_[kGrayscale] != 0.0f) replace_with_gray(block(y, y_end));
       if (sigma > 0.0f) {
         blur_rows(y, y_end, weights);
       } else {

@@ -211,21 +211,31 @@ WEBSSL_HD float clamp(float x, float most) {
 
 WEBSSL_HD float clamp_pixel(float x) { return clamp(x, 255.0f); }
 
+// Pillow rounds down after a blend and in HSV. Pixels here stay floats and lose what rounding down costs on average.
+constexpr float kRoundedDown = 0.5f;
+
 // ImageEnhance: from the degenerate image (black, the mean gray, the pixel's own gray) through the image and beyond.
 WEBSSL_HD float blend(float degenerate, float x, float factor) {
-  return clamp_pixel(degenerate + factor * (x - degenerate));
+  return clamp_pixel(degenerate + factor * (x - degenerate) - kRoundedDown);
 }
 
-// Turns the hue of a pixel by `turns` in HSV; value and saturation stay. Free of branches, and of divisions: the hue is
-// measured in sixths of a circle times the chroma, so gray pixels need no care.
-WEBSSL_HD void shift_hue(float& r, float& g, float& b, float turns) {
+// torchvision shifts Pillow's H channel, 255 steps to the turn, by whole steps, and wraps at 256 of them.
+constexpr float kHuePeriod = 6.0f * 256.0f / 255.0f;  // in sixths of a turn
+
+WEBSSL_HD float hue_shift_in_sixths(float turns) { return 6.0f / 255.0f * (truncf(turns * 255.0f) - kRoundedDown); }
+
+// Shifts the hue of a pixel in HSV by at most a turn; value and saturation stay. Free of branches, and of divisions:
+// the hue is measured in sixths of a turn times the chroma, so gray pixels need no care.
+WEBSSL_HD void shift_hue(float& r, float& g, float& b, float shift_in_sixths) {
   const float high = r > g ? (r > b ? r : b) : (g > b ? g : b);
   const float low = r < g ? (r < b ? r : b) : (g < b ? g : b);
-  const float chroma = high - low, circle = 6.0f * chroma;
+  const float chroma = high - low, period = kHuePeriod * chroma;
   float hue = high == r ? g - b : (high == g ? b - r + 2.0f * chroma : r - g + 4.0f * chroma);
-  hue += circle * (turns - floorf(turns));  // from -1 to 11 sixths
-  hue = hue < 0.0f ? hue + circle : hue;
-  hue = hue >= circle ? hue - circle : hue;
+  // The wrap makes hues just below zero jump. Half a level of slack keeps reds with g = b, which are common, from
+  // hanging on rounding errors; in Pillow's integers they have hue zero.
+  hue = (hue < -0.5f ? hue + 6.0f * chroma : hue) + shift_in_sixths * chroma;
+  hue = hue < 0.0f ? hue + period : hue;
+  hue = hue >= period ? hue - period : hue;
   r = low + clamp(fabsf(hue - 3.0f * chroma) - chroma, chroma);
   g = low + clamp(2.0f * chroma - fabsf(hue - 2.0f * chroma), chroma);
   b = low + clamp(2.0f * chroma - fabsf(hue - 4.0f * chroma), chroma);

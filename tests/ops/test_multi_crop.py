@@ -290,13 +290,10 @@ def test_whole_chains_agree_with_pillow(photographs):
                 row = parameters_BVP[image, crop].tolist()
                 expected = pillow_crop(images[image], row, sizes_px[crop])
                 errors.append(np.abs(crop_3SS.permute(1, 2, 0).double().numpy() - expected).ravel())
-    everything = np.concatenate(errors)
     means, p999s = [e.mean() for e in errors], [np.quantile(e, 0.999) for e in errors]
-    print(
-        f"mean {everything.mean():.2f}, worst crop {max(means):.2f}; "
-        f"p99.9 {np.quantile(everything, 0.999):.2f}, worst crop {max(p999s):.2f}"
-    )
-    assert everything.mean() <= 2 and np.quantile(everything, 0.999) <= 8
+    print(f"\nworst crop: mean {max(means):.2f}, p99.9 {max(p999s):.2f}; over all: mean {np.mean(means):.2f}")
+    assert max(means) <= 2 and max(p999s) <= 8
+    assert np.mean(means) <= 0.7
 
 
 # ---------------------------------------------------------------- evaluation crop

@@ -1,5 +1,4 @@
-"""Augmented crops of decoded images: the DINO multi-crop augmentation (arXiv 2006.09882, App. A) in one pass over
-pixels.
+"""Augmented crops of decoded images, as DINO trains on them (arXiv 2104.14294, section 3; arXiv 2304.07193).
 
 `draw_crop_parameters` draws what happens to each crop, `multi_crop` does it, so the two can be tested, logged and
 replayed apart. Each crop goes through, in this order: resampling of a box (antialiased bicubic), flip, color jitter,
@@ -25,7 +24,7 @@ TOP, LEFT, HEIGHT, WIDTH = 0, 1, 2, 3  # the box, in pixels of the image; fracti
 READ_OUTSIDE = 4  # 1: the filter may read beyond the box (Pillow's resize(box=)); 0: crop first, then resize
 FLIP = 5  # 1: mirrored left to right
 BRIGHTNESS, CONTRAST, SATURATION = 6, 7, 8  # factors, 1 leaves the image as it is
-HUE = 9  # shift in turns, 0 leaves the image as it is
+HUE = 9  # shift in turns, applied in whole 255ths as torchvision does; 0 leaves the image as it is
 ORDER = 10  # four columns: the places below, in the order in which they are applied
 GRAYSCALE = 14  # 1: replaced by its luma
 BLUR_SIGMA = 15  # in pixels of the crop, 0 for none
@@ -38,6 +37,7 @@ NO_SOLARIZE = 256.0
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_ROUNDED_DOWN = 0.5  # what rounding down to an integer costs on average
 _BLUR_RADIUS = 4  # DINO's GaussianBlur has nine taps at every crop size
 _OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -132,11 +132,12 @@ def multi_crop(
     Raises ValueError for anything else. There is no gradient.
 
     Each operation is the one that torchvision's v1 transforms do on Pillow images, with these differences. Pixels are
-    floats from the resampling to the normalisation, where Pillow rounds to uint8 after each operation (and between the
-    two passes of a resampling) and truncates in HSV; both clamp to [0, 255] in the same places, save that Pillow also
-    clamps between the two passes. The mean gray of the contrast operation is not rounded to an integer. Equal
-    parameters given, the two agree within 2/255 in the mean and, hue left out, 8/255 at the 99.9th percentile. With
-    hue, saturated photographs go beyond that (10/255 was measured): Pillow truncates hue and its shift to uint8.
+    floats from the resampling to the normalisation, where Pillow rounds to uint8 after each operation. Where Pillow
+    rounds down, what that costs on average is subtracted instead: half a level in the blends of brightness, contrast
+    and saturation, half a 255th of a turn in hue; its rounding of HSV saturation has no counterpart. Both clamp to
+    [0, 255] in the same places, save that Pillow also does between the two passes of a resampling. The mean gray of the
+    contrast operation is not rounded to an integer. Equal parameters given, the two differ by at most 2/255
+    in the mean and 8/255 at the 99.9th percentile of a crop.
     The blur has nine taps and mirrors the crop at its border (without repeating the border pixel).
     """
     _check_images(images)
@@ -197,7 +198,7 @@ def _reference_crop(image_HWC: Tensor, row: list[float], size_px: int) -> Tensor
     crop = (rows_SH @ image_HWC.permute(2, 0, 1).double() @ columns_SW.T).clamp(0, 255)
     for operation in row[ORDER : ORDER + 4]:
         if operation == BRIGHTNESS_STEP:
-            crop = (crop * row[BRIGHTNESS]).clamp(0, 255)
+            crop = _blend(torch.zeros_like(crop), crop, row[BRIGHTNESS])
         elif operation == CONTRAST_STEP:
             crop = _blend(_luma(crop).mean(), crop, row[CONTRAST])
         elif operation == SATURATION_STEP:
@@ -232,11 +233,16 @@ def _luma(crop: Tensor) -> Tensor:
 
 
 def _blend(degenerate: Tensor, crop: Tensor, factor: float) -> Tensor:
-    return (degenerate + factor * (crop - degenerate)).clamp(0, 255)
+    if factor == 1:
+        return crop
+    return (degenerate + factor * (crop - degenerate) - _ROUNDED_DOWN).clamp(0, 255)
 
 
 def _shift_hue(crop: Tensor, turns: float) -> Tensor:
-    """RGB to HSV, hue turned, and back; HSV as in A. R. Smith, "Color gamut transform pairs", 1978."""
+    """RGB to HSV, hue shifted, and back; HSV as in A. R. Smith, "Color gamut transform pairs", 1978.
+
+    torchvision shifts Pillow's H channel, 255 steps to the turn, by whole steps, and wraps at 256 of them.
+    """
     red, green, blue = crop
     value = crop.amax(0)
     chroma = value - crop.amin(0)
@@ -246,9 +252,11 @@ def _shift_hue(crop: Tensor, turns: float) -> Tensor:
         (green - blue) / divisor,
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    sector = sector + 6 * turns
+    # Half a level of slack below red, since the wrap makes hues jump there: reds with green = blue are to stay reds.
+    sector = torch.where(sector * chroma < -0.5, sector + 6, sector)
+    sector = (sector + 6 / 255 * (math.trunc(turns * 255) - _ROUNDED_DOWN)) % (6 * 256 / 255)
     # Channel n is value - chroma * max(0, min(k, 4 - k, 1)) with k = n + sector mod 6, n = 5, 3, 1 for R, G, B.
-    k = (torch.tensor([5.0, 3.0, 1.0], dtype=crop.dtype)[:, None, None] + sector) % 6
+    k = (torch.tensor([5.0, 3.0, 1.0], dtype=crop.dtype)[:, None, None] + sector.clamp(max=6)) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
