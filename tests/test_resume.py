@@ -56,7 +56,7 @@ def test_twenty_kills_change_nothing(sample_data, tmp_path):
     while True:
         process = subprocess.Popen(command(sample_data, killed, num_steps), stderr=subprocess.DEVNULL)
         if kills < num_kills:
-            time.sleep(rng.uniform(6, 20))
+            time.sleep(rng.uniform(4, 9))
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
