@@ -10,7 +10,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -31,6 +32,7 @@ class Distributed:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
+    group: dist.ProcessGroup | None = None  # None: the default group
 
     @property
     def is_main(self) -> bool:
@@ -43,7 +45,7 @@ class Distributed:
     def sum_(self, x: Tensor) -> Tensor:
         """Adds up `x` over the ranks, in place; enqueued on the device, not waited for."""
         if self.world_size > 1:
-            dist.all_reduce(x)
+            dist.all_reduce(x, group=self.group)
         return x
 
     def gather(self, value: T) -> list[T]:
@@ -51,8 +53,17 @@ class Distributed:
         if self.world_size == 1:
             return [value]
         values: list[T] = [value] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def for_another_thread(self, timeout_s: float) -> Distributed:
+        """The same ranks in a group of their own, for collectives of host objects on a thread beside this one.
+
+        Every rank calls this. `timeout_s`: how long a collective may wait for a rank.
+        """
+        if self.world_size == 1:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
 
 
 @contextmanager
