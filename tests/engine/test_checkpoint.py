@@ -3,6 +3,7 @@ import json
 import resource
 import shutil
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -59,6 +60,14 @@ def flip_bit(path):
     data = bytearray(path.read_bytes())
     data[len(data) * 3 // 4] ^= 4
     path.write_bytes(data)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Writing waits for this event."""
+    event, plain = threading.Event(), checkpoint.write_tensors
+    monkeypatch.setattr(checkpoint, "write_tensors", lambda *arguments: (event.wait(10), plain(*arguments)))
+    return event
 
 
 def test_every_dtype_and_shape_comes_back(tmp_path):
@@ -138,6 +147,20 @@ def test_retention_keeps_the_newest_and_the_milestones(tmp_path):
     assert names(tmp_path) == [f"step_{step:08d}" for step in (30, 60, 70)]
 
 
+def test_fewer_checkpoints_to_keep_make_room_before_the_next_is_written(tmp_path, held):
+    held.set()
+    for step in (1, 2, 3):
+        make(tmp_path).save(step, make_tensors(1.0), {"step": step})
+    held.clear()
+    with make(tmp_path, keep=2, asynchronous=True) as checkpoints:
+        checkpoints.save(4, make_tensors(1.0), {"step": 4})
+        while not (tmp_path / "saving_step_00000004").exists():
+            time.sleep(0.01)
+        assert names(tmp_path) == ["saving_step_00000004", "step_00000002", "step_00000003"]
+        held.set()
+    assert names(tmp_path) == ["step_00000003", "step_00000004"]
+
+
 def test_leftovers_of_a_killed_save_are_ignored_named_and_cleaned(tmp_path, caplog):
     checkpoints = make(tmp_path)
     whole = checkpoints.save(1, make_tensors(1.0), {"step": 1})
@@ -163,14 +186,6 @@ def test_full_disk_is_an_error_and_the_last_checkpoint_survives(tmp_path):
 
 
 # ---------------------------------------------------------------- in the background
-
-
-@pytest.fixture
-def held(monkeypatch):
-    """Writing waits for this event."""
-    event, plain = threading.Event(), checkpoint.write_tensors
-    monkeypatch.setattr(checkpoint, "write_tensors", lambda *arguments: (event.wait(10), plain(*arguments)))
-    return event
 
 
 def test_training_goes_on_while_what_it_had_is_written(tmp_path, held):

@@ -215,6 +215,7 @@ class Checkpoints:
             for path in self._folder.iterdir():
                 if _UNFINISHED.fullmatch(path.name):  # what a killed process left
                     _remove(path)
+            self._retain()  # makes room where a full disk ended the run and fewer are now to be kept
             unfinished.mkdir()
 
     def _finish(self, unfinished: Path, target: Path, digests: dict[str, str], state: Mapping[str, Any]) -> None:
