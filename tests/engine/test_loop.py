@@ -56,6 +56,11 @@ def test_run_that_died_between_checkpoints_repeats_its_steps(tmp_path, uninterru
     assert_same_run(tmp_path, uninterrupted)
 
 
+def test_saving_before_training_goes_on_writes_the_same(tmp_path, uninterrupted):
+    run_toy(tmp_path, train_settings={"async_checkpoint": False}, **LOADER)
+    assert_same_run(tmp_path, uninterrupted)
+
+
 def test_finished_run_is_left_alone(tmp_path, uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_text()
     result, _ = run_toy(uninterrupted, on_batch=lambda step: pytest.fail("took a step"), **LOADER)

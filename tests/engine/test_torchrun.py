@@ -121,6 +121,7 @@ def run_whole(distributed, folder, train):
     run_toy(folder, distributed=distributed, train_settings=train, **LOADER)
 
 
+@pytest.mark.nightly  # the same without torchrun is in test_faults.py
 def test_sigterm_to_torchrun_saves_on_every_rank(tmp_path):
     with Torchrun(tmp_path / "run", {**TRAIN, "num_steps": 5000}, "--max-restarts=2") as run:
         run.wait_for_training(0)

@@ -165,9 +165,7 @@ class TrainConfig(Config):
     num_threads: NonNegativeInt = 0  # compute threads; 0: every core
     log_every: PositiveInt = 20
     checkpoint_every: PositiveInt = 1000
-    async_checkpoint: bool = (
-        True  # written beside training from a copy, for which it takes host memory; false: before it
-    )
+    async_checkpoint: bool = True  # written beside training, from a copy of this rank's shards in host memory
     keep_checkpoints: PositiveInt = 3
     keep_every: PositiveInt | None = None  # checkpoints at multiples of this step are never removed
     max_nonfinite_steps: PositiveInt = 20  # so many skipped steps in a row stop the run

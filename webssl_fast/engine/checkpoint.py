@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,9 @@ class Checkpoints:
         if asynchronous:
             self._writers = distributed.for_another_thread(timeout_s or 86_400)
             self._staging = Staging(distributed.device)
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="webssl-checkpoint")
+            # A new thread's GPU is the host's first, whatever its process computes on.
+            own_gpu = partial(torch.cuda.set_device, distributed.device) if distributed.device.type == "cuda" else None
+            self._thread = ThreadPoolExecutor(1, "webssl-checkpoint", initializer=own_gpu)
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -81,7 +81,7 @@ class Watchdog:
             lasted_s = time.monotonic() - begun.at_s
             if lasted_s > begun.limit_s:
                 self._end(begun, lasted_s)
-            faulthandler.dump_traceback_later(begun.limit_s - lasted_s + _GRACE_S, exit=True)
+            faulthandler.dump_traceback_later(begun.limit_s - lasted_s + _GRACE_S, exit=True, file=_STDERR)
 
     def _end(self, begun: _Begun, lasted_s: float) -> None:
         print(
