@@ -52,8 +52,11 @@ class Torchrun:
     def ranks(self) -> list[int]:
         """Process ids of the living ranks, in their order."""
         threads = Path(f"/proc/{self.process.pid}/task")
-        children = sorted({int(pid) for file in threads.glob("*/children") for pid in file.read_text().split()})
-        return [pid for pid in children if b"tests.engine.toy_run" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        try:
+            children = sorted({int(pid) for file in threads.glob("*/children") for pid in file.read_text().split()})
+            return [pid for pid in children if b"tests.engine.toy_run" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        except OSError:  # one of them has just ended
+            return []
 
     def wait_for_new_ranks(self, gone: list[int]) -> list[int]:
         ranks: list[int] = []
