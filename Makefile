@@ -21,7 +21,7 @@ unexport PYTHONPATH
 PIP_INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_FLAGS)
 EXTRAS := dali,sample,test,dev,tensorboard
 KERNEL_SOURCES := $(shell find csrc -type f 2>/dev/null)
-CLANG_FORMATTED := $(filter %.h %.cuh %.cpp %.cu,$(KERNEL_SOURCES))
+CLANG_FORMATTED := $(filter %.h %.cuh %.cpp %.cu,$(KERNEL_SOURCES) $(wildcard tests/cuda_on_host/*))
 
 .PHONY: help install build quickstart test nightly gpu-check check lint types wheel-check format clean
 help:
