@@ -33,6 +33,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from benchmarks.harness import emit, time_interleaved
+from webssl_fast.ops import crop_parameters as params
 from webssl_fast.ops import multi_crop as op
 from webssl_fast.records import CropRecipe
 
@@ -75,7 +76,7 @@ def photographs(folder: Path, num_images: int) -> list[np.ndarray]:
 
 def draw(images: Sequence[Tensor], seed: int, first_position: int) -> Tensor:
     sizes_B2 = torch.tensor([image.shape[:2] for image in images], dtype=torch.int32)
-    return op.draw_crop_parameters(sizes_B2, RECIPES, seed, torch.arange(len(images)) + first_position)
+    return params.draw_crop_parameters(sizes_B2, RECIPES, seed, torch.arange(len(images)) + first_position)
 
 
 # ---------------------------------------------------------------- sides
@@ -202,26 +203,26 @@ def torchvision_crop(image: Image.Image, row_P: list[float], size_px: int) -> Im
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as F
 
-    top, left, height, width = (round(side) for side in row_P[op.TOP : op.WIDTH + 1])
+    top, left, height, width = (round(side) for side in row_P[params.TOP : params.WIDTH + 1])
     image = F.resized_crop(image, top, left, height, width, [size_px, size_px], InterpolationMode.BICUBIC)
-    if row_P[op.FLIP]:
+    if row_P[params.FLIP]:
         image = F.hflip(image)
     steps = {
-        op.BRIGHTNESS_STEP: (F.adjust_brightness, row_P[op.BRIGHTNESS]),
-        op.CONTRAST_STEP: (F.adjust_contrast, row_P[op.CONTRAST]),
-        op.SATURATION_STEP: (F.adjust_saturation, row_P[op.SATURATION]),
-        op.HUE_STEP: (F.adjust_hue, row_P[op.HUE]),
+        params.BRIGHTNESS_STEP: (F.adjust_brightness, row_P[params.BRIGHTNESS]),
+        params.CONTRAST_STEP: (F.adjust_contrast, row_P[params.CONTRAST]),
+        params.SATURATION_STEP: (F.adjust_saturation, row_P[params.SATURATION]),
+        params.HUE_STEP: (F.adjust_hue, row_P[params.HUE]),
     }
-    for step in row_P[op.ORDER : op.ORDER + 4]:
+    for step in row_P[params.ORDER : params.ORDER + 4]:
         adjust, factor = steps[int(step)]
-        if factor != (0 if step == op.HUE_STEP else 1):
+        if factor != (0 if step == params.HUE_STEP else 1):
             image = adjust(image, factor)
-    if row_P[op.GRAYSCALE]:
+    if row_P[params.GRAYSCALE]:
         image = F.rgb_to_grayscale(image, num_output_channels=3)
-    if row_P[op.BLUR_SIGMA]:
-        image = F.gaussian_blur(image, [9, 9], [row_P[op.BLUR_SIGMA]] * 2)
-    if row_P[op.SOLARIZE_THRESHOLD] != op.NO_SOLARIZE:
-        image = F.solarize(image, row_P[op.SOLARIZE_THRESHOLD])
+    if row_P[params.BLUR_SIGMA]:
+        image = F.gaussian_blur(image, [9, 9], [row_P[params.BLUR_SIGMA]] * 2)
+    if row_P[params.SOLARIZE_THRESHOLD] != params.NO_SOLARIZE:
+        image = F.solarize(image, row_P[params.SOLARIZE_THRESHOLD])
     return image
 
 
