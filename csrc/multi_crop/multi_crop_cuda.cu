@@ -238,12 +238,12 @@ Layout make_layout(const int32_t* sizes_px_V, void* const* crops_V, int64_t num_
 
 int64_t workspace_floats_cuda(uintptr_t sizes_px_V, int64_t num_images, int64_t num_crops) {
   const Layout layout = make_layout(reinterpret_cast<const int32_t*>(sizes_px_V), nullptr, num_crops);
-  return layout.images_per_pass(num_images) * layout.floats_per_image();
+  return std::min(layout.images_that_fit(kPassFloats), num_images) * layout.floats_per_image();
 }
 
 void multi_crop_cuda(uintptr_t images_B, uintptr_t image_sizes_B2, uintptr_t parameters_BVP, uintptr_t sizes_px_V,
                      uintptr_t crops_V, int64_t num_images, int64_t num_crops, uintptr_t mean_3, uintptr_t std_3,
-                     bool bfloat16, uintptr_t workspace, uintptr_t stream) {
+                     bool bfloat16, uintptr_t workspace, int64_t workspace_floats, uintptr_t stream) {
   if (num_images == 0 || num_crops == 0) return;
   Pass pass = {
       make_layout(reinterpret_cast<const int32_t*>(sizes_px_V), reinterpret_cast<void* const*>(crops_V), num_crops),
@@ -261,7 +261,7 @@ void multi_crop_cuda(uintptr_t images_B, uintptr_t image_sizes_B2, uintptr_t par
     pass.shift_3[channel] = -mean / std;
   }
   const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
-  const int64_t images_per_pass = pass.layout.images_per_pass(num_images);
+  const int64_t images_per_pass = pass.layout.images_that_fit(workspace_floats);
   for (; pass.first_image < num_images; pass.first_image += images_per_pass) {
     const int64_t num_here = std::min(images_per_pass, num_images - pass.first_image);
     const dim3 grid(static_cast<unsigned>(pass.layout.num_tiles), static_cast<unsigned>(num_here));

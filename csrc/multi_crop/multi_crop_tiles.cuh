@@ -1,5 +1,5 @@
-// How multi_crop's work is laid out on a GPU, and what its kernels do to single pixels. For multi_crop_cuda.cu alone: the
-// functions have internal linkage.
+// How multi_crop's work is laid out on a GPU, and what its kernels do to single pixels. For multi_crop_cuda.cu alone:
+// the functions have internal linkage.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@ namespace {
 constexpr int kTilePx = 32;  // most of a tile's side, and the lanes of a warp
 constexpr int kWarps = 8;
 constexpr int kThreads = kTilePx * kWarps;
-constexpr int64_t kPassFloats = 8 * 1024 * 1024;    // 32 MiB, of the 40 to 50 MiB of L2 of the large GPUs
-constexpr int64_t kMaxImagesPerPass = 65535;        // a grid's limit
+constexpr int64_t kPassFloats = 8 * 1024 * 1024;  // 32 MiB, of the 40 to 50 MiB of L2 of the large GPUs
+constexpr int64_t kMaxImagesPerPass = 65535;      // a grid's limit
 
 struct Crop {
   void* out;             // [B, 3, S, S]
@@ -34,9 +34,8 @@ struct Layout {
   int64_t grays_begin;
 
   int64_t floats_per_image() const { return grays_begin + num_tiles; }
-  int64_t images_per_pass(int64_t num_images) const {
-    const int64_t fitting = kPassFloats / std::max<int64_t>(floats_per_image(), 1);
-    return std::min(std::clamp<int64_t>(fitting, 1, kMaxImagesPerPass), num_images);
+  int64_t images_that_fit(int64_t workspace_floats) const {
+    return std::clamp<int64_t>(workspace_floats / std::max<int64_t>(floats_per_image(), 1), 1, kMaxImagesPerPass);
   }
 };
 

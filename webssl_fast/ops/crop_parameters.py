@@ -102,7 +102,7 @@ def center_crop_parameters(image_sizes_B2: Tensor, size_px: int, resize_px: int 
 
 
 def check_parameters(parameters_BVP: Tensor, images: Sequence[Tensor], sizes_px: Sequence[int]) -> None:
-    """Raises ValueError that names what is wrong with the arguments of `multi_crop`, and in which crop of which image."""
+    """Raises ValueError that says what is wrong with these arguments of `multi_crop`, and in which crop."""
     if any(size_px < 1 for size_px in sizes_px):
         raise ValueError(f"sizes_px must be positive, got {list(sizes_px)}")
     x, shape = parameters_BVP, (len(images), len(sizes_px), NUM_PARAMETERS)

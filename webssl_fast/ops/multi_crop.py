@@ -1,8 +1,7 @@
 """Augmented crops of decoded images, as DINO trains on them (arXiv 2104.14294, section 3; arXiv 2304.07193).
 
-`draw_crop_parameters` draws what happens to each crop, `multi_crop` does it, so the two can be tested, logged and
-replayed apart. Each crop goes through, in this order: resampling of a box (antialiased bicubic), flip, color jitter,
-grayscale, Gaussian blur, solarisation, normalisation.
+`draw_crop_parameters` (in crop_parameters.py) says what happens to each crop, `multi_crop` does it, in this order:
+resampling of a box (antialiased bicubic), flip, color jitter, grayscale, Gaussian blur, solarisation, normalisation.
 
 Dimensions: B images, V crops of each image, P parameters of a crop, S crop size in pixels.
 """
@@ -10,14 +9,34 @@ Dimensions: B images, V crops of each image, P parameters of a crop, S crop size
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from webssl_fast.ops._library import LIBRARY, C, reference_forced
-from webssl_fast.records import CropRecipe
+from webssl_fast.ops import _library
+from webssl_fast.ops.crop_parameters import (
+    BLUR_SIGMA,
+    BRIGHTNESS,
+    BRIGHTNESS_STEP,
+    CONTRAST,
+    CONTRAST_STEP,
+    FLIP,
+    GRAYSCALE,
+    HEIGHT,
+    HUE,
+    LEFT,
+    ORDER,
+    READ_OUTSIDE,
+    SATURATION,
+    SATURATION_STEP,
+    SOLARIZE_THRESHOLD,
+    TOP,
+    WIDTH,
+    check_parameters,
+    describe,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,8 +44,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _ROUNDED_DOWN = 0.5  # what rounding down to an integer costs on average
 _BLUR_RADIUS = 4  # DINO's GaussianBlur has nine taps at every crop size
 _OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
-
-
 
 
 def multi_crop(
@@ -41,13 +58,17 @@ def multi_crop(
 ) -> list[Tensor]:
     """Cuts and augments V crops of each image: one tensor [V_g, B, 3, S, S] for each run of equal `sizes_px`.
 
-    images          B tensors, uint8 [height, width, 3] (RGB), CPU, any strides (others than contiguous are copied)
+    images          B tensors, uint8 [height, width, 3] (RGB), all on the CPU or all on one GPU, where the crops will be
+                    too; any strides (others than contiguous are copied)
     parameters_BVP  fp32 [B, V, P], CPU; from draw_crop_parameters or center_crop_parameters
     sizes_px        V crop sizes S in pixels
     mean, std       of each channel, for pixels in [0, 1]
     dtype           of the result: torch.float32 or torch.bfloat16
-    num_threads     0: as many as torch.get_num_threads(). The result does not depend on it, bit for bit.
-    Raises ValueError for anything else. There is no gradient.
+    num_threads     on the CPU; 0: as many as torch.get_num_threads(). The result does not depend on it, bit for bit.
+    Raises ValueError for anything else, on a GPU also for more than 64 crops of an image; NotImplementedError for
+    images on a GPU in a build without CUDA kernels. There is no gradient. On a GPU the work is enqueued on the current
+    stream and not waited for, in two launches for every 32 MiB of fp32 pixels; the result is deterministic, and differs
+    from the CPU's by rounding errors of fp32.
 
     Each operation is the one that torchvision's v1 transforms do on Pillow images, with these differences. Pixels are
     floats from the resampling to the normalisation, where Pillow rounds to uint8 after each operation. Where Pillow
@@ -67,7 +88,7 @@ def multi_crop(
         raise ValueError(f"num_threads must be 0 (torch's own number) or positive, got {num_threads}")
     check_parameters(parameters_BVP, images, sizes_px)
     images = [image.contiguous() for image in images]
-    if reference_forced():
+    if _library.reference_forced():
         return multi_crop_reference(images, parameters_BVP, sizes_px, mean=mean, std=std, dtype=dtype)
     num_threads = num_threads or torch.get_num_threads()
     return torch.ops.webssl.multi_crop(
@@ -88,6 +109,18 @@ def multi_crop_reference(
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """`multi_crop` written from the definitions in fp64, one crop at a time; slow."""
+    with torch.device(_device_of(images)):
+        return _reference_groups(images, parameters_BVP, sizes_px, mean, std, dtype)
+
+
+def _reference_groups(
+    images: Sequence[Tensor],
+    parameters_BVP: Tensor,
+    sizes_px: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> list[Tensor]:
     mean_3, std_3 = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     crops_VB = [
         [
@@ -193,51 +226,77 @@ def _gaussian_blur(crop: Tensor, sigma: float) -> Tensor:
 
 # ---------------------------------------------------------------- op
 
-LIBRARY.define(
+_library.LIBRARY.define(
     "multi_crop(Tensor[] images, Tensor parameters_BVP, int[] sizes_px, float[] mean, float[] std, ScalarType dtype, "
     "int num_threads) -> Tensor[]"
 )
 
 
-def _empty_groups(
-    images: Sequence[Tensor], parameters_BVP: Tensor, sizes_px: Sequence[int], dtype: torch.dtype
+def _multi_crop_fake(
+    images: Sequence[Tensor],
+    parameters_BVP: Tensor,
+    sizes_px: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    num_threads: int,
 ) -> list[Tensor]:
+    device = _device_of(images)
     return [
-        parameters_BVP.new_empty((stop - start, len(images), 3, sizes_px[start], sizes_px[start]), dtype=dtype)
+        parameters_BVP.new_empty(
+            (stop - start, len(images), 3, sizes_px[start], sizes_px[start]), dtype=dtype, device=device
+        )
         for start, stop in _runs_of_equal(sizes_px)
     ]
 
 
-def _multi_crop_cpu(
-    images: list[Tensor],
-    parameters_BVP: Tensor,
-    sizes_px: list[int],
-    mean: list[float],
-    std: list[float],
-    dtype: torch.dtype,
-    num_threads: int,
-) -> list[Tensor]:
-    groups = _empty_groups(images, parameters_BVP, sizes_px, dtype)
+def _run(kernel: Callable, arguments: tuple, *last_arguments: int) -> list[Tensor]:
+    """Calls the kernel of the CPU, whose last argument is a number of threads, or of CUDA: a workspace, a stream."""
+    images, parameters_BVP, sizes_px, mean, std, dtype, _ = arguments
+    groups = _multi_crop_fake(*arguments)
+    tables = (
+        torch.tensor([image.data_ptr() for image in images], dtype=torch.int64),
+        torch.tensor([image.shape[:2] for image in images], dtype=torch.int32),
+        parameters_BVP,
+    )
+    tables_of_images = [_beside(images, table) for table in tables]
     # Names keep the arrays alive until the kernel returns.
-    image_pointers_B = torch.tensor([image.data_ptr() for image in images], dtype=torch.int64)
-    image_sizes_B2 = torch.tensor([image.shape[:2] for image in images], dtype=torch.int32)
     crop_pointers_V = torch.tensor([crops_B.data_ptr() for group in groups for crops_B in group], dtype=torch.int64)
     sizes_px_V = torch.tensor(sizes_px, dtype=torch.int32)
     mean_3, std_3 = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
-    C.multi_crop_cpu(
-        image_pointers_B.data_ptr(), image_sizes_B2.data_ptr(), parameters_BVP.data_ptr(), sizes_px_V.data_ptr(),
-        crop_pointers_V.data_ptr(), len(images), len(sizes_px), mean_3.data_ptr(), std_3.data_ptr(),
-        dtype == torch.bfloat16, num_threads,
+    kernel(
+        *(table.data_ptr() for table in tables_of_images), sizes_px_V.data_ptr(), crop_pointers_V.data_ptr(),
+        len(images), len(sizes_px), mean_3.data_ptr(), std_3.data_ptr(), dtype == torch.bfloat16, *last_arguments,
     )  # fmt: skip
     return groups
 
 
-LIBRARY.impl("multi_crop", _multi_crop_cpu, "CPU")
+def _multi_crop_cpu(*arguments) -> list[Tensor]:
+    return _run(_library.C.multi_crop_cpu, arguments, arguments[-1])
 
 
-@torch.library.register_fake("webssl::multi_crop", lib=LIBRARY)
-def _multi_crop_fake(images, parameters_BVP, sizes_px, mean, std, dtype, num_threads):
-    return _empty_groups(images, parameters_BVP, sizes_px, dtype)
+def _multi_crop_cuda(*arguments) -> list[Tensor]:
+    kernel = _library.cuda_kernel("multi_crop_cuda")
+    images, sizes_px_V = arguments[0], torch.tensor(arguments[2], dtype=torch.int32)
+    num_floats = _library.C.multi_crop_workspace_floats_cuda(sizes_px_V.data_ptr(), len(images), len(sizes_px_V))
+    with _library.cuda_stream(_device_of(images)) as stream:
+        workspace = torch.empty(num_floats, dtype=torch.float32, device=_device_of(images))
+        return _run(kernel, arguments, workspace.data_ptr(), num_floats, stream)
+
+
+def _device_of(images: Sequence[Tensor]) -> torch.device:
+    return images[0].device if images else torch.device("cpu")
+
+
+def _beside(images: Sequence[Tensor], table: Tensor) -> Tensor:
+    """A host table where the images are; from pinned memory, so that the host does not wait for the stream."""
+    device = _device_of(images)
+    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
+
+
+torch.library.register_fake("webssl::multi_crop", _multi_crop_fake, lib=_library.LIBRARY)
+_library.LIBRARY.impl("multi_crop", _multi_crop_cpu, "CPU")
+_library.LIBRARY.impl("multi_crop", _multi_crop_cuda, "CUDA")
 
 
 # ---------------------------------------------------------------- checks
@@ -251,10 +310,15 @@ def _runs_of_equal(values: Sequence[int]) -> list[tuple[int, int]]:
 
 def _check_images(images: Sequence[Tensor]) -> None:
     for index, image in enumerate(images):
-        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or image.device.type != "cpu":
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3:
             raise ValueError(
-                f"images[{index}] must be uint8 [height, width, 3] on the CPU, got {describe(image)}; "
+                f"images[{index}] must be uint8 [height, width, 3], got {describe(image)}; "
                 "decode to RGB and move the channels last first"
+            )
+        if image.device.type not in ("cpu", "cuda") or image.device != images[0].device:
+            raise ValueError(
+                f"images must all be on the CPU or all on one GPU; images[0] is on {images[0].device}, "
+                f"images[{index}] on {image.device}: move them to one device first"
             )
         if image.numel() == 0:
             raise ValueError(f"images[{index}] has no pixels: {list(image.shape)}")
