@@ -28,7 +28,7 @@ def on_emulated_cuda(images, parameters_BVP, sizes_px, *, mean, std, dtype=torch
 def on_gpu(images, parameters_BVP, sizes_px, *, mean, std, dtype=torch.float32):
     images = [image.cuda() for image in images]
     groups = op.multi_crop(images, parameters_BVP, sizes_px, mean=mean, std=std, dtype=dtype)
-    assert all(crops.is_cuda for crops in groups)
+    assert all(crops.is_cuda for crops in groups) or not images
     return [crops.cpu() for crops in groups]
 
 
@@ -70,6 +70,18 @@ def test_matches_the_cpu_on_drawn_crops(on_cuda):
         torch.tensor([image.shape[:2] for image in images], dtype=torch.int32), recipes, 5, torch.arange(3)
     )
     assert_equals_cpu(on_cuda, images, parameters_BVP, [recipe.size_px for recipe in recipes])
+
+
+def test_matches_the_cpu_on_crops_of_full_size(on_cuda):
+    recipes = [replace(GLOBAL, size_px=224), replace(LOCAL, size_px=98), replace(LOCAL, size_px=98)]
+    sizes_B2 = torch.tensor([[375, 500]], dtype=torch.int32)
+    parameters_BVP = params.draw_crop_parameters(sizes_B2, recipes, 5, torch.tensor([9]))
+    assert_equals_cpu(on_cuda, [photograph(375, 500)], parameters_BVP, [recipe.size_px for recipe in recipes])
+
+
+def test_accepts_an_empty_batch(on_cuda):
+    (crops,) = on_cuda([], torch.empty(0, 2, params.NUM_PARAMETERS), [20, 20], **IMAGENET)
+    assert crops.shape == (2, 0, 3, 20, 20)
 
 
 @pytest.mark.parametrize("flip", [0, 1])
@@ -189,6 +201,28 @@ def test_gpu_is_deterministic_on_another_stream():
     expected = op.multi_crop([image.cpu() for image in images], parameters_BVP, sizes_px)
     for a, b in zip(once, expected, strict=True):
         assert (a.cpu() - b).abs().mean() * min(op.IMAGENET_STD) <= 1 / 255
+
+
+@pytest.mark.gpu
+def test_gpu_accepts_non_contiguous_images():
+    image, parameters_BVP = photograph(40, 50).cuda(), identity(40, 50, **ALL_COLORS)
+    strided = image.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    assert not strided.is_contiguous()
+    (expected,), (crops,) = (op.multi_crop([x], parameters_BVP, [33]) for x in (image, strided))
+    assert torch.equal(crops, expected)
+
+
+@pytest.mark.gpu
+def test_gpu_more_than_2_31_elements():
+    num_images, size_px = 64, 3400
+    images = [photograph(8, 8, seed).cuda() for seed in range(num_images)]
+    parameters_BVP = identity(8, 8, CONTRAST=0.8).repeat(num_images, 1, 1)
+    (crops,) = op.multi_crop(images, parameters_BVP, [size_px], dtype=torch.bfloat16)
+    assert crops.numel() > 2**31
+    (alone,) = op.multi_crop(images[-1:], parameters_BVP[-1:], [size_px], dtype=torch.bfloat16)
+    (expected,) = op.multi_crop([images[-1].cpu()], parameters_BVP[-1:], [size_px])
+    assert torch.equal(crops[:, -1:], alone)
+    assert (alone.cpu().float() - expected).abs().mean() <= 0.01
 
 
 @pytest.mark.gpu
