@@ -100,6 +100,17 @@ def test_images_come_as_from_the_host(gpu_on_host):
     assert decoder._decoder.streams == [73]
 
 
+def test_a_jpeg_that_ends_early_is_left_to_pillow(gpu_on_host):
+    """Also where it carries a thumbnail with an end of its own."""
+    thumbnail = encode(picture(8, 8))
+    with_thumbnail = GOOD["jpeg"][:2] + b"\xff\xe5" + (2 + len(thumbnail)).to_bytes(2, "big") + thumbnail
+    with_thumbnail += GOOD["jpeg"][2:]
+    decoder = gpu_on_host()
+    whole, *rest = decoder.decode([with_thumbnail, with_thumbnail[:-200], BAD["jpeg half"], BAD["jpeg header only"]])
+    assert decoder._decoder.batch_sizes == [1] and np.array_equal(whole, by_pillow(GOOD["jpeg"]))
+    assert all(isinstance(image, BadImage) for image in rest)
+
+
 def test_loaders_decode_whole_batches(gpu_on_host, monkeypatch, tmp_path):
     """The same batches as with small chunks on many threads, bad samples included."""
     index = Index.open(str(write_folder(tmp_path, FILES)))

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _INSTALL = "pip install 'webssl_fast[dali]'"
 
-_JPEG_START = b"\xff\xd8"
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _ORIENTATION_TAG = 0x112
 _ORIENTATION_SIGNS = (b"Exif", b"tiff:Orientation")  # EXIF, XMP
 
@@ -152,7 +152,7 @@ class NvImageCodecDecoder:
         results: list[Tensor | BadImage | None] = [None] * len(encoded)
         streams = []
         for i, data in enumerate(encoded):
-            if not data.startswith(_JPEG_START):
+            if not self._takes(data):
                 continue
             try:
                 stream = self._codec.CodeStream(data)
@@ -168,6 +168,9 @@ class NvImageCodecDecoder:
                 if image is not None:
                     results[i] = self._turned(image, encoded[i])
         return [self._by_pillow(data) if r is None else r for data, r in zip(encoded, results, strict=True)]
+
+    def _takes(self, data: bytes) -> bool:
+        return data.startswith(_JPEG_START)
 
     def _decode_streams(self, streams: list) -> list[Tensor | None]:
         # One decoder with one thread for each thread of ours: 1.4 times as fast as one decoder with a pool of its own.
@@ -219,6 +222,11 @@ class NvImageCodecGpuDecoder(NvImageCodecDecoder):
             backends=backends,
             options=":fancy_upsampling=1",  # of chroma, as on the CPU
         )
+
+    def _takes(self, data: bytes) -> bool:
+        # Nothing says that the engine reports an image that ends early; Pillow does. (A thumbnail's end comes before
+        # the image's first scan, and inside a scan neither marker can occur.)
+        return super()._takes(data) and data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN)
 
     def _decode_streams(self, streams: list) -> list[Tensor | None]:
         stream = torch.cuda.current_stream(self.device).cuda_stream
