@@ -51,12 +51,17 @@ def gpu_on_host(monkeypatch):
     monkeypatch.setattr(sys.modules["nvidia"], "nvimgcodec", stand_in)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=70 + device.index))
 
     def make(config=ON_GPU, num_threads=5):
         decoder = make_decoder(config, num_threads)
         assert decoder.device == torch.device("cuda", 3) and decoder.whole_batches
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=73))
+        decoder.num_waits = 0
+
+        def wait():
+            decoder.num_waits += 1
+
+        stream = SimpleNamespace(cuda_stream=73, synchronize=wait)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
         decoder.device = torch.device("cpu")
         return decoder
 
@@ -98,6 +103,7 @@ def test_images_come_as_from_the_host(gpu_on_host):
         else:
             assert image.is_contiguous() and torch.equal(image, wanted)
     assert decoder._decoder.streams == [73]
+    assert decoder.num_waits == 7, "the copies of turned images are waited for, and nothing else"
 
 
 def test_a_jpeg_that_ends_early_is_left_to_pillow(gpu_on_host):

@@ -234,6 +234,12 @@ class NvImageCodecGpuDecoder(NvImageCodecDecoder):
             images = self._decoder.decode(streams, params=self._params, cuda_stream=stream)
         return [None if image is None else torch.from_dlpack(image) for image in images]
 
+    def _turned(self, image_HW3: Tensor, data: bytes) -> Tensor:
+        turned_HW3 = super()._turned(image_HW3, data)
+        if turned_HW3 is not image_HW3:  # nvImageCodec may free its memory out of the stream's order: copy it first
+            torch.cuda.current_stream(self.device).synchronize()
+        return turned_HW3
+
 
 # EXIF's orientations (CIPA DC-008, tag 274): how the stored rows and columns become the upright image.
 _TURNS: dict[int, Callable[[Tensor], Tensor]] = {
