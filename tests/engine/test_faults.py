@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.engine.comparison import assert_same_run, metrics_of, tensors_of
-from tests.engine.ranks import exit_statuses, start_ranks
+from tests.engine.rank_processes import exit_statuses, start_ranks
 from tests.engine.toy_method import ToyMethod
 from tests.engine.toy_run import run_toy
 from webssl_fast.engine.checkpoint import CheckpointError, load_module_weights

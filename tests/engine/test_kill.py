@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.engine.comparison import assert_same_run
-from tests.engine.ranks import PROCESSES
+from tests.engine.rank_processes import PROCESSES
 from tests.engine.toy_run import run_toy
 
 LOADER = {"nonfinite_positions": [50], "bad_positions": [16, 75]}

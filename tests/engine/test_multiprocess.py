@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.engine.comparison import metrics_of
-from tests.engine.ranks import exit_statuses, start_ranks
+from tests.engine.rank_processes import exit_statuses, start_ranks
 from tests.engine.toy_method import ToyMethod
 from tests.engine.toy_run import run_toy
 from webssl_fast.engine.checkpoint import load_weights

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.comparison import assert_same_run
-from tests.engine.ranks import exit_statuses, start_ranks
+from tests.engine.rank_processes import exit_statuses, start_ranks
 from tests.engine.toy_run import run_toy
 
 TRAIN = {"log_every": 2, "checkpoint_every": 3}
