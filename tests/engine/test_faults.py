@@ -64,6 +64,7 @@ def test_hanging_rank_is_ended_with_its_stacks_and_the_run_goes_on(tmp_path, who
 
 def hang_with_the_interpreter_lock(rank, step):
     if step == 7:
+        time.sleep(0.5)  # the watchdog looks every tenth of a limit, and must have seen this step
         ctypes.PyDLL(None).sleep(1000)
 
 
