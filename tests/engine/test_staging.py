@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from webssl_fast.engine.staging import Staging
@@ -36,3 +37,14 @@ def test_memory_of_a_copy_is_used_again():
     again = staging.copy(tensors)
     assert {name: tensor.data_ptr() for name, tensor in again.items()} == places
     assert torch.equal(again["matrix"], torch.full((5, 3), 3.0))
+
+
+@pytest.mark.gpu
+def test_copy_beside_a_gpu_is_page_locked_and_complete():
+    tensors = {"large": torch.randn(2000, 3000, device="cuda"), "count": torch.tensor(7, device="cuda")}
+    staging = Staging(torch.device("cuda"))
+    for _ in range(2):
+        tensors["large"].add_(1)
+        copy = staging.copy(tensors)
+        assert copy["large"].is_pinned()
+        assert torch.equal(copy["large"], tensors["large"].cpu()) and int(copy["count"]) == 7
