@@ -26,6 +26,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("sinkhorn_column_pass_cuda", &webssl::sinkhorn_knopp::column_pass_cuda, release_gil());
   m.def("sinkhorn_row_pass_cuda", &webssl::sinkhorn_knopp::row_pass_cuda, release_gil());
   m.def("prototype_cross_entropy_cuda", &webssl::prototype_cross_entropy::forward_cuda, release_gil());
+  m.def("prototype_cross_entropy_on_clusters_cuda", &webssl::prototype_cross_entropy::on_clusters_cuda);
   m.def("prototype_cross_entropy_scale_cuda", &webssl::prototype_cross_entropy::scale_cuda, release_gil());
 #endif
 }

@@ -17,6 +17,9 @@ constexpr int kClusterThreads = 512;
 constexpr int kClusterWarps = kClusterThreads / 32;
 constexpr int kClusterPartials = kClusterSize * kClusterWarps;  // of a row: one a warp
 
+// Shorter rows are copied sooner than their sums can cross the cluster.
+constexpr int64_t kMinClusterRow = 32768;
+
 // Values that a cluster holds of a row at most: 8 blocks x 512 threads x 4 pieces x 8 values.
 constexpr int64_t kMaxPieces = 4;
 constexpr int64_t kMaxClusterRow = kMaxPieces * kWide * kClusterThreads * kClusterSize;
@@ -35,25 +38,26 @@ bool runs_on_clusters(void (*kernel)(Parameters...), size_t shared_bytes) {
          device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= static_cast<int>(shared_bytes);
 }
 
-// Which of a row's values this thread owns. The row's length is a multiple of 8.
+// Which of a row's values this thread owns. The row's length is a multiple of 8, at most kMaxClusterRow.
 struct RowShare {
-  int64_t first;       // value of the block's slice
-  int64_t num_values;  // of the slice
+  int first;       // value of the block's slice
+  int num_values;  // of the slice
 
   __device__ __forceinline__ explicit RowShare(int64_t row_length) {
-    const int64_t pieces = row_length / kWide, pieces_of_block = (pieces + kClusterSize - 1) / kClusterSize;
-    const int64_t begin = min(pieces, cluster_rank() * pieces_of_block);
+    const int pieces = static_cast<int>(row_length) / kWide;
+    const int pieces_of_block = (pieces + kClusterSize - 1) / kClusterSize;
+    const int begin = min(pieces, static_cast<int>(cluster_rank()) * pieces_of_block);
     first = begin * kWide;
     num_values = (min(pieces, begin + pieces_of_block) - begin) * kWide;
   }
 
   // Where a piece starts in the row. Neighbouring threads own neighbouring pieces.
-  __device__ __forceinline__ int64_t begin(int piece) const { return first + offset(piece); }
+  __device__ __forceinline__ int begin(int piece) const { return first + offset(piece); }
   __device__ __forceinline__ bool owns(int piece) const { return offset(piece) < num_values; }
 
  private:
-  static __device__ __forceinline__ int64_t offset(int piece) {
-    return (int64_t{piece} * kClusterThreads + threadIdx.x) * kWide;
+  static __device__ __forceinline__ int offset(int piece) {
+    return (piece * kClusterThreads + static_cast<int>(threadIdx.x)) * kWide;
   }
 };
 

@@ -21,8 +21,6 @@ constexpr int kColumnRows = 8;  // rows that a thread of the column pass has und
 constexpr int kRowThreads = 512;
 constexpr int64_t kSlabBytes = int64_t{16} << 20;
 
-// Below, a row is copied sooner than its sums can cross the cluster.
-constexpr int64_t kMinClusterRow = 32768;
 constexpr int64_t kMaxClusters = 16;  // on the 132 multiprocessors of an H100
 constexpr int64_t kMinRowsPerCluster = 4;
 
