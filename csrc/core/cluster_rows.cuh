@@ -7,6 +7,7 @@
 
 #include "core/async_copy.cuh"
 #include "core/cluster.cuh"
+#include "core/cluster_mailbox.cuh"
 #include "core/launch.cuh"
 #include "core/vector.cuh"
 
@@ -52,13 +53,12 @@ struct RowShare {
   }
 
   // Where a piece starts in the row. Neighbouring threads own neighbouring pieces.
-  __device__ __forceinline__ int begin(int piece) const { return first + offset(piece); }
-  __device__ __forceinline__ bool owns(int piece) const { return offset(piece) < num_values; }
+  __device__ __forceinline__ int64_t begin(int piece) const { return int64_t{first + own()} + piece * kDistance; }
+  __device__ __forceinline__ bool owns(int piece) const { return own() + piece * kDistance < num_values; }
 
  private:
-  static __device__ __forceinline__ int offset(int piece) {
-    return (piece * kClusterThreads + static_cast<int>(threadIdx.x)) * kWide;
-  }
+  static constexpr int kDistance = kClusterThreads * kWide;
+  static __device__ __forceinline__ int own() { return static_cast<int>(threadIdx.x) * kWide; }
 };
 
 // A slice of a row in shared memory, with each 16 bytes beside those of the neighbouring threads.
@@ -72,11 +72,10 @@ struct StagedSlice {
   __device__ __forceinline__ void copy(const T* row, const RowShare& share) const {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
-      const bool in_bounds = row != nullptr && share.owns(piece);
-      const T* from = in_bounds ? row + share.begin(piece) : row;
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        async_copy_16(at(piece, part), reinterpret_cast<const uint4*>(from) + part, in_bounds);
+        async_copy_16(at(piece, part), reinterpret_cast<const uint4*>(row + share.begin(piece)) + part,
+                      row != nullptr && share.owns(piece));
       }
     }
   }
@@ -104,34 +103,43 @@ struct StagedSlice {
   }
 };
 
-// Hands a partial result of every warp to all threads of the cluster, over and over.
+// Hands a partial result of every warp, of 16 bytes, to all threads of the cluster, over and over.
 template <typename Partial>
 class WarpPartials {
  public:
-  static constexpr size_t kBytes = 2 * kClusterPartials * sizeof(Partial);
+  static constexpr size_t kBytes = 2 * (kClusterPartials * sizeof(Partial) + sizeof(Mailbox));
 
   // `memory` lies at the same place in the dynamic shared memory of every block.
-  __device__ __forceinline__ explicit WarpPartials(Partial* memory) : memory_(memory) {
-    cluster_sync();  // all blocks run before any of them is written to
+  __device__ __forceinline__ explicit WarpPartials(unsigned char* memory)
+      : partials_(reinterpret_cast<Partial*>(memory)),
+        mailboxes_(reinterpret_cast<Mailbox*>(partials_ + 2 * kClusterPartials)) {
+    if (threadIdx.x == 0) {
+      mailbox_init(&mailboxes_[0]);
+      mailbox_init(&mailboxes_[1]);
+    }
+    cluster_sync();  // all blocks run, and their mailboxes are ready, before anything is sent to them
   }
 
-  // All kClusterPartials of them in an order that is the same for all threads; valid until the next but one call. One
-  // barrier a call is enough: whoever writes to a buffer again has passed the barrier of the call between, which
-  // everybody enters after reading.
+  // All kClusterPartials of them in an order that is the same for all threads; valid until the next but one call. Two
+  // buffers are enough: whoever sends to one again has received what all warps sent to the other, which they did after
+  // reading this one.
   __device__ __forceinline__ const Partial* gather(const Partial& partial) {
-    Partial* buffer = memory_ + turn_ * kClusterPartials;
-    turn_ ^= 1;
-    const unsigned lane = threadIdx.x % 32;
+    const unsigned buffer = turn_ % 2, lane = threadIdx.x % 32;
+    Partial* partials = partials_ + buffer * kClusterPartials;
+    Mailbox* mailbox = mailboxes_ + buffer;
+    if (threadIdx.x == 0) mailbox_expect(mailbox, kClusterPartials * sizeof(Partial));
     if (lane < kClusterSize) {
-      *cluster_map(buffer + cluster_rank() * kClusterWarps + threadIdx.x / 32, lane) = partial;
+      mailbox_send(partials + cluster_rank() * kClusterWarps + threadIdx.x / 32, partial, mailbox, lane);
     }
-    cluster_sync();
-    return buffer;
+    mailbox_wait(mailbox, turn_ / 2 % 2);
+    ++turn_;
+    return partials;
   }
 
  private:
-  Partial* memory_;
-  int turn_ = 0;
+  Partial* partials_;
+  Mailbox* mailboxes_;
+  unsigned turn_ = 0;
 };
 
 }  // namespace webssl

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) student_rows_on_cluster(Pa
   auto* shared = dynamic_shared<unsigned char>();
   const StagedSlice<float, kPieces> potential{reinterpret_cast<uint4*>(shared)};
   unsigned char* stages = shared + potential.kBytes;
-  WarpPartials<RowSums> warp_partials(reinterpret_cast<RowSums*>(stages + kNumStages * kBytes));
+  WarpPartials<RowSums> warp_partials(stages + kNumStages * kBytes);
   const auto student_slice = [&](int stage) {
     return StagedSlice<Student, kPieces>{reinterpret_cast<uint4*>(stages + stage * kBytes)};
   };

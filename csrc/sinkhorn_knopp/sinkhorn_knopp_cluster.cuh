@@ -19,7 +19,7 @@ template <typename T>
 constexpr int kRowsAtOnce = 4 / sizeof(T);
 
 template <int kRows>
-struct alignas(sizeof(LogSumExp) * kRows) RowPartials {
+struct alignas(16) RowPartials {
   LogSumExp rows[kRows];
 };
 
@@ -60,8 +60,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
   auto* shared = dynamic_shared<unsigned char>();
   const StagedSlice<float, kPieces> potential{reinterpret_cast<uint4*>(shared)};
   unsigned char* stages = shared + potential.kBytes;
-  WarpPartials<RowPartials<kRows>> warp_partials(
-      reinterpret_cast<RowPartials<kRows>*>(stages + kStages * kRows * Slice::kBytes));
+  WarpPartials<RowPartials<kRows>> warp_partials(stages + kStages * kRows * Slice::kBytes);
   const auto slice = [&](int stage, int i) {
     return Slice{reinterpret_cast<uint4*>(stages + (stage * kRows + i) * Slice::kBytes)};
   };

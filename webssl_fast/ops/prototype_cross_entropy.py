@@ -223,8 +223,8 @@ def forward_kernel(
     """Which kernel computes loss and gradient on these CUDA tensors, whose prototypes are contiguous.
 
     "cluster" reads each logit once; it needs an sm_90 GPU, 32,768 to 131,072 prototypes (a multiple of 8), and rows and
-    potentials that start at multiples of 16 bytes. "block" is for all others, and reads the logits a second time, mostly
-    from the L2 cache.
+    potentials that start at multiples of 16 bytes. "block" is for all others, and reads the logits a second time,
+    mostly from the L2 cache.
     """
     with _library.cuda_stream(student_logits_SK.device):
         on_clusters = _library.cuda_kernel("prototype_cross_entropy_on_clusters_cuda")(
