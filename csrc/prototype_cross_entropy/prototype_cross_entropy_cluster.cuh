@@ -40,37 +40,40 @@ __global__ void __launch_bounds__(kClusterThreads, 1) student_rows_on_cluster(Pa
 
   const RowShare share(params.num_prototypes);
   const int64_t cluster = blockIdx.x / kClusterSize, num_clusters = gridDim.x / kClusterSize;
-  const auto copy_rows = [&](int stage, int64_t s) {
-    const Student* student = nullptr;
-    const Teacher* teacher = nullptr;
-    if (s < params.num_students) {
-      const Pairs pairs(params, s);
-      if (pairs.count()) {
-        student = student_row<Student>(params, s);
-        teacher = teacher_row<Teacher>(params, pairs.rows_M[pairs.first]);
-      }
-    }
-    student_slice(stage).copy(student, share);
-    teacher_slice(stage).copy(teacher, share);
+  struct Rows {  // of a student row whose pairs count; otherwise null
+    const Student* student;
+    const Teacher* teacher;
+  };
+  const auto rows_of = [&](int64_t s) -> Rows {
+    if (s >= params.num_students) return {};
+    const Pairs pairs(params, s);
+    if (!pairs.count()) return {};
+    return {student_row<Student>(params, s), teacher_row<Teacher>(params, pairs.rows_M[pairs.first])};
+  };
+  const auto copy_rows = [&](int stage, const Rows& rows) {
+    student_slice(stage).copy(rows.student, share);
+    teacher_slice(stage).copy(rows.teacher, share);
     async_copy_commit();
   };
   potential.copy(params.prototype_potential_K, share);
   async_copy_commit();
-  for (int stage = 0; stage < kNumStages; ++stage) copy_rows(stage, cluster + stage * num_clusters);
+  for (int stage = 0; stage < kNumStages; ++stage) copy_rows(stage, rows_of(cluster + stage * num_clusters));
   async_copy_wait<kNumStages>();
   potential.fill_rest(RowSums::empty().max, share);  // no target lies beyond the row
 
   int stage = 0;
   for (int64_t s = cluster; s < params.num_students; s += num_clusters, stage = (stage + 1) % kNumStages) {
+    // Read while copies are under way.
+    const Pairs pairs(params, s);
+    const Rows next = rows_of(s + kNumStages * num_clusters);
     async_copy_wait<kNumStages - 1>();
     Student* grad = gradient_row<Student>(params, s);
-    const Pairs pairs(params, s);
     if (!pairs.count()) {
       if (cluster_rank() == 0 && threadIdx.x == 0) params.loss_S[s] = pairs.loss();
       for (int piece = 0; grad && piece < kPieces; ++piece) {
         if (share.owns(piece)) store_wide<kWide>(grad + share.begin(piece), {});
       }
-      copy_rows(stage, s + kNumStages * num_clusters);
+      copy_rows(stage, next);
       continue;
     }
 
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) student_rows_on_cluster(Pa
       }
     };
     add_pair(pairs.first, [&](int piece, float (&logits)[kWide]) { teacher_slice(stage).read(piece, logits); });
-    copy_rows(stage, s + kNumStages * num_clusters);
+    copy_rows(stage, next);
     for (int64_t m = pairs.first + 1; m < params.num_pairs; ++m) {
       if (pairs.weights_M[m] == 0.0f) continue;
       const Teacher* teacher = teacher_row<Teacher>(params, pairs.rows_M[m]);

@@ -14,7 +14,8 @@ namespace webssl::sinkhorn_knopp {
 
 constexpr int kStages = 2;
 
-// Rows that share a barrier of the cluster. As many as shared memory takes: 2 x 2 x 32 KiB of bf16, or 2 x 64 of fp32.
+// Rows whose sums cross the cluster together. As many as shared memory takes: 2 x 2 x 32 KiB of bf16, or 2 x 64 of
+// fp32.
 template <typename T>
 constexpr int kRowsAtOnce = 4 / sizeof(T);
 
@@ -75,26 +76,32 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
   }
 
   int64_t copied = rows.begin, row = rows.begin;
-  const auto copy_rows = [&](int stage) {
+  const auto next_rows = [&](int64_t& from, int64_t (&next)[kRows]) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) next[i] = next_row(logits, from, rows.end);
+  };
+  const auto copy_rows = [&](int stage, const int64_t (&next)[kRows]) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int64_t next = next_row(logits, copied, rows.end);
-      slice(stage, i).copy(next < 0 ? nullptr : row_data<T>(logits, next), share);
+      slice(stage, i).copy(next[i] < 0 ? nullptr : row_data<T>(logits, next[i]), share);
     }
     async_copy_commit();
   };
+  int64_t at[kRows], next[kRows];
   potential.copy(prototype_potential_K, share);
   async_copy_commit();
-  for (int stage = 0; stage < kStages; ++stage) copy_rows(stage);
+  for (int stage = 0; stage < kStages; ++stage) {
+    next_rows(copied, next);
+    copy_rows(stage, next);
+  }
   async_copy_wait<kStages>();
   potential.fill_rest(LogSumExp::empty().max, share);  // what lies beyond the row adds nothing to its sums
 
   float sum[kPieces][kWide] = {};
   for (int stage = 0;; stage ^= 1) {
-    int64_t at[kRows];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) at[i] = next_row(logits, row, rows.end);
+    next_rows(row, at);
     if (at[0] < 0) break;
+    next_rows(copied, next);  // reads the mask while copies are under way
     async_copy_wait<kStages - 1>();
 
     // Scaled logits, then their exponentials: the shift is the thread's own maximum, so that nothing overflows and
@@ -117,7 +124,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
         }
       }
     }
-    copy_rows(stage);
+    copy_rows(stage, next);
     RowPartials<kRows> of_warp;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
