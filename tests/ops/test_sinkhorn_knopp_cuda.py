@@ -65,6 +65,17 @@ def test_several_slabs(emulated):
     torch.testing.assert_close(sums.double(), softmax.sum(dim=0), rtol=2e-5, atol=0)
 
 
+@pytest.mark.nightly
+def test_rows_that_share_one_read_of_the_potentials(emulated):
+    """Without prototype sums, from 1,024 rows on four to a block; the last block has two."""
+    logits, potential = random_logits(1026, 40, torch.bfloat16), random_logits(1, 40, seed=1)[0]
+    mask = torch.arange(1026) % 5 != 1
+    row, sums = op._row_pass_cuda(logits, 0.3, potential, mask, False)
+    expected = -torch.logsumexp(logits.double() / 0.3 + potential.double(), dim=1)
+    torch.testing.assert_close(row.double(), expected.masked_fill(~mask, -torch.inf), rtol=1e-6, atol=1e-6)
+    assert sums.numel() == 0
+
+
 @pytest.mark.parametrize("num_prototypes", [501, 32_776])
 def test_survives_large_row_offsets(emulated, num_prototypes):
     check_targets(random_logits(6, num_prototypes, torch.bfloat16, spread=0.1, row_spread=2.0))
@@ -85,7 +96,7 @@ def test_nan_stays_visible(emulated, num_prototypes):
     assert row[1].isnan() and prototype[700].isnan()
 
 
-@pytest.mark.parametrize("shape", [(37, 129), (21, 1024), (7, 32_768)], ids=str)
+@pytest.mark.parametrize("shape", [(37, 129), (21, 1024), (9, 32_768)], ids=str)
 def test_ignores_masked_rows(emulated, shape):
     logits = random_logits(*shape)
     mask = torch.arange(shape[0]) % 3 != 1
@@ -149,7 +160,7 @@ def test_workspaces_are_small(cuda_on_host, on_clusters):
 
 # ---------------------------------------------------------------- on a GPU
 
-GPU_SHAPES = [(1, 32_768), (37, 32_776), (61, 65_536), (300, 70_000), (130, 131_072), (40, 131_080)]
+GPU_SHAPES = [(1, 32_768), (37, 32_776), (61, 65_536), (300, 70_000), (130, 131_072), (40, 131_080), (1030, 32_768)]
 
 
 @pytest.mark.gpu
