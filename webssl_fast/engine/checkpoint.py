@@ -159,21 +159,24 @@ class Checkpoints:
             _remove(path)
 
 
-def load_weights(path: str | Path, method: Method, distributed: Distributed) -> dict[str, Any]:
-    """Reads the weights of a checkpoint into `method`, in place, and nothing else; returns the checkpoint's state.
+def load_weights(
+    path: str | Path, module: Method | nn.Module, distributed: Distributed, prefix: str = METHOD_PREFIX
+) -> dict[str, Any]:
+    """Reads weights of a checkpoint into `module`, in place, and nothing else; returns the checkpoint's state.
 
-    path  a run's output_dir, its `checkpoints` folder, or one checkpoint; of the first two, the newest is read
+    path    a run's output_dir, its `checkpoints` folder, or one checkpoint; of the first two, the newest is read
+    module  the method, or with `prefix` a part of it
 
-    Raises FileNotFoundError where no checkpoint is, CheckpointError if it is damaged, and TensorMismatch, with `method`
+    Raises FileNotFoundError where no checkpoint is, CheckpointError if it is damaged, and TensorMismatch, with `module`
     as it was, if it is of another architecture.
     """
-    assert isinstance(method, nn.Module)
+    assert isinstance(module, nn.Module)
     folder = find_checkpoint(path)
     fault = _fault(folder, distributed)
     if fault is not None:
         raise CheckpointError(f"{fault}. Name an earlier checkpoint of the run, or restore this one from a copy")
-    tensors = {METHOD_PREFIX + name: tensor for name, tensor in method.state_dict().items()}
-    read_tensors(folder, tensors, distributed, prefix=METHOD_PREFIX)
+    tensors = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    read_tensors(folder, tensors, distributed, prefix=prefix)
     return _read_state(folder)
 
 

@@ -25,8 +25,9 @@ from webssl_fast.methods.masking import group_masks
 from webssl_fast.methods.parameter_groups import vit_parameter_groups
 from webssl_fast.methods.prototype_targets import PrototypeTargets, Targets
 from webssl_fast.models.block import KeptSequences
+from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.heads import PrototypeHead
-from webssl_fast.models.vit import Encoder, VisionTransformer
+from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.ops.prototype_cross_entropy import prototype_cross_entropy
 from webssl_fast.records import Batch, CropRecipe
 
@@ -114,8 +115,8 @@ class DinoV2(nn.Module):
             "ema_momentum": schedules.cosine(step, *c.ema_momentum, self.num_steps),
         }
 
-    def encoder(self) -> nn.Module:
-        return Encoder(self.teacher.backbone)
+    def encoder(self) -> BackboneEncoder:
+        return BackboneEncoder(self.teacher.backbone, name=self.name)
 
     def after_step(self, step: int) -> None:
         ema_update(self.teacher, self.student, self.schedule_values(step)["ema_momentum"])
