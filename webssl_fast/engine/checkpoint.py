@@ -104,7 +104,7 @@ class Checkpoints:
                     "from a copy, or remove them to start the run anew"
                 )
             return None
-        state = _read_state(folder)
+        state = read_state(folder)
         check(state)
         read_tensors(folder, tensors, self._distributed)
         self._distributed.barrier()
@@ -177,7 +177,7 @@ def load_weights(
         raise CheckpointError(f"{fault}. Name an earlier checkpoint of the run, or restore this one from a copy")
     tensors = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     read_tensors(folder, tensors, distributed, prefix=prefix)
-    return _read_state(folder)
+    return read_state(folder)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -212,7 +212,8 @@ def _fault(folder: Path, distributed: Distributed) -> str | None:
     return found[0] if found else None
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says besides its tensors."""
     return json.loads((folder / _STATE).read_text(encoding="utf-8"))
 
 

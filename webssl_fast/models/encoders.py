@@ -9,12 +9,17 @@ Hugging Face folder or hub id.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
+from webssl_fast.models.checkpoint_layouts import Weights, backbone_config
 from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.records import Features, Preprocessing
+
+WEB_SSL_PREPROCESSING = Preprocessing(resize_px=256, crop_px=224)  # as the authors evaluate; other sizes by `at`
 
 ClsSource = Literal["cls_token", "pooled", "patch_mean"]
 
@@ -57,7 +62,7 @@ class Encoder(Protocol):
 
 
 class BackboneEncoder(nn.Module):
-    """A VisionTransformer of ours as an `Encoder`; images are resized to 256/224 of the crop, as Web-SSL does."""
+    """A VisionTransformer of ours as an `Encoder`."""
 
     cls_source: ClsSource = "cls_token"
 
@@ -66,10 +71,18 @@ class BackboneEncoder(nn.Module):
         self.backbone, self.name = backbone, name
         self.patch_size, self.width, self.num_blocks = backbone.patch_size, backbone.width, backbone.depth
         self.image_size_px = backbone.config.image_size_px
-        self.preprocessing = Preprocessing(resize_px=256, crop_px=224).at(self.image_size_px)
+        self.preprocessing = WEB_SSL_PREPROCESSING.at(self.image_size_px)
 
     def forward(self, images_B3HW: Tensor) -> Features:
         return self.backbone([images_B3HW])[0]
+
+    @classmethod
+    def from_weights(cls, weights: Weights) -> BackboneEncoder:
+        """Of published weights, on the CPU in fp32; tensors that are fp32 already are shared, not copied."""
+        with torch.device("meta"):
+            backbone = VisionTransformer(backbone_config(weights.preset, weights.image_size_px))
+        backbone.load_state_dict({name: tensor.float() for name, tensor in weights.backbone.items()}, assign=True)
+        return cls(backbone, Path(weights.source).name)
 
     def block_features(self, images_B3HW: Tensor, blocks: Sequence[int], *, final_norm: bool = True) -> list[Features]:
         blocks = block_indices(blocks, self.num_blocks)

@@ -6,16 +6,17 @@ Dimensions: B crops of one size, N patches, T packed tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from webssl_fast.config.schema import ModelConfig
 from webssl_fast.errors import ConfigError
+from webssl_fast.models import swiglu_padding
 from webssl_fast.models.block import Block, Groups, KeptSequences
 from webssl_fast.models.embed import PatchEmbed, interpolate_pos_embed
-from webssl_fast.models.init import constant, normal, truncated_normal, uniform
+from webssl_fast.models.init import assign, constant, normal, truncated_normal, uniform
 from webssl_fast.models.presets import preset, swiglu_hidden_dim
 from webssl_fast.records import Features
 
@@ -117,6 +118,20 @@ class VisionTransformer(nn.Module):
             for p in (block.mlp.w12.weight, block.mlp.w12.bias):
                 p.view(2, padded, -1)[:, hidden:].zero_()
             block.mlp.w3.weight[:, hidden:].zero_()
+
+    def unpadded_state_dict(self) -> dict[str, Tensor]:
+        """The weights without the SwiGLU's padding, as models of the preset's own hidden size have them; the tensors
+        must be whole. ValueError if padding is not zero."""
+        return swiglu_padding.map_state(swiglu_padding.unpad, self.state_dict(), *self._hidden_dims())
+
+    @torch.no_grad()
+    def assign_unpadded(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up weights of the preset's own hidden size, of any float dtype; a sharded parameter keeps its shard."""
+        for name, parameter in self.named_parameters():
+            assign(parameter, swiglu_padding.pad(name, state[name], *self._hidden_dims()))
+
+    def _hidden_dims(self) -> tuple[int, int]:
+        return self.unpadded_hidden_dim, swiglu_hidden_dim(self.width, self.config.swiglu_pad_multiple)
 
 
 def _unpack(x_TD: Tensor, groups: Groups) -> list[Features]:
