@@ -50,8 +50,8 @@ SIGTERM save first and exit with status 75. Under torchrun it uses every rank.""
         commands,
         "eval",
         "evaluate a checkpoint's frozen encoder by a config",
-        """Judges a frozen encoder by what CONFIG describes under `eval:` (k-NN on labelled folders or tars); beside it, for
-a network of ours, an untrained one of the same architecture. Prints the scores and writes eval.json into output_dir.
+        """Judges a frozen encoder by what CONFIG describes under `eval:` (k-NN on labelled folders or tars), and for a
+network of ours an untrained one beside it. Prints the scores and writes eval.json into output_dir.
 
 eval.checkpoint names the encoder: a run or one of its checkpoints (output_dir by default), a .pth file of the Web-SSL
 authors, or a folder or id of the Hugging Face hub: Web-SSL, DINOv2, DINOv3, MAE, I-JEPA, CLIP, MetaCLIP, SigLIP.""",
@@ -62,8 +62,8 @@ authors, or a folder or id of the Hugging Face hub: Web-SSL, DINOv2, DINOv3, MAE
         commands,
         "convert",
         "turn a Web-DINO network into another form, bit for bit",
-        """Reads a run of ours (its teacher), a file of the Web-SSL authors (a backbone, a teacher; or two, a backbone and
-its heads) or a Hugging Face folder, and writes TARGET:
+        """Reads a run of ours (its teacher), a file of the Web-SSL authors (a backbone or a teacher; or two files, a
+backbone and its heads) or a Hugging Face folder, and writes TARGET:
   --to webssl   a .pth file of the authors' layout, and TARGET's name with _ssl_heads.pth where there are heads
   --to hf       a folder for transformers' Dinov2Model: config, safetensors, preprocessor
   --to native   a run directory for eval.checkpoint and method.init_from""",

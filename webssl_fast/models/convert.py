@@ -70,9 +70,9 @@ def write_authors(weights: Weights, path: Path) -> list[Path]:
     """
     if path.suffix != ".pth":
         raise UserError(f"the target is {path}; the authors' layout is a file whose name ends in .pth")
-    contents = {path: dict(to_authors(weights.backbone))}
+    contents: dict[Path, dict] = {path: to_authors(weights.backbone)}
     if weights.heads:
-        contents[path.with_name(f"{path.stem}_ssl_heads.pth")] = {"teacher": dict(weights.heads)}
+        contents[path.with_name(f"{path.stem}_ssl_heads.pth")] = {"teacher": weights.heads}
     for target in contents:
         refuse_existing(target)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,14 @@ Dimensions: B images, H height and W width in pixels, N tokens, P side of a patc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from webssl_fast.errors import UserError
@@ -189,7 +191,7 @@ def load_hugging_face(source: str | Path) -> HuggingFaceEncoder:
             **dict(family.options),
             **({"mask_ratio": 0.0} if family.model == "ViTMAEModel" else {}),
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, UnpicklingError, SafetensorError) as error:
         raise UserError(f"{source}: transformers cannot read its {family.model} ({_first_lines(error)})") from None
     missing = [name for name in info["missing_keys"] if not name.endswith(_UNUSED)]
     left_over = [
@@ -204,12 +206,10 @@ def load_hugging_face(source: str | Path) -> HuggingFaceEncoder:
                 f"{what} {', '.join(sorted(names)[:4])}{more}"
             )
     native_px = native_size_px(getattr(model.config, "vision_config", model.config))
-    name, preprocessing = _read_preprocessing(source, is_local)
-    return HuggingFaceEncoder(
-        model.float().eval(),
-        Path(source).name if is_local else str(source),
-        parse_preprocessing(preprocessing, name, native_px),
-    )
+    file_name, content = _read_preprocessing(source, is_local)
+    preprocessing = parse_preprocessing(content, file_name, native_px)
+    name = Path(source).resolve().name if is_local else str(source)
+    return HuggingFaceEncoder(model.float(), name, preprocessing).eval()
 
 
 def family_of(model_type: Any) -> Family:
@@ -231,7 +231,7 @@ def _side(size: int | Sequence[int]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def _read_preprocessing(source: str | Path, is_local: bool) -> tuple[str, Mapping[str, Any]]:
+def _read_preprocessing(source: str | Path, is_local: bool) -> tuple[str, dict[str, Any]]:
     if not is_local:
         return f"{source}/{FILE_NAMES[0]}", _hub_json(str(source), FILE_NAMES)
     for path in (Path(source) / name for name in FILE_NAMES):

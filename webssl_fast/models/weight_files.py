@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,10 +46,9 @@ def read_pth(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
-        raise UserError(
-            f"{path} asks for more than tensors, and was not read ({reason}); nothing in it was executed; {expected}"
-        ) from None
+        called = re.search(r"GLOBAL ([\w.]+\w)", str(error))
+        what = called[1] if called else "more than tensors"
+        raise UserError(f"{path} asks for {what}, so it was not read; nothing in it was executed; {expected}") from None
     except (RuntimeError, ValueError, EOFError, KeyError, OSError, AttributeError) as error:
         raise UserError(f"{path} is a zip archive, but not an intact one of torch.save ({error}); {expected}") from None
     if not isinstance(content, dict):
