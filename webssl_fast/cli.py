@@ -51,8 +51,8 @@ SIGTERM save first and exit with status 75. Under torchrun it uses every rank.""
         commands,
         "eval",
         "evaluate a checkpoint's frozen encoder by a config",
-        """Judges a frozen encoder by what CONFIG describes under `eval:` (k-NN on labelled folders or tars), and for a
-network of ours an untrained one beside it. Prints the scores and writes eval.json into output_dir.
+        """Judges a frozen encoder by what CONFIG describes under `eval:` (k-NN on labelled folders or tars), and for
+a run of ours an untrained one beside it. Prints the scores and writes eval.json into output_dir.
 
 eval.checkpoint names the encoder: a run or one of its checkpoints (output_dir by default), a .pth file of the Web-SSL
 authors, or a folder or id of the Hugging Face hub: Web-SSL, DINOv2, DINOv3, MAE, I-JEPA, CLIP, MetaCLIP, SigLIP.""",

@@ -25,7 +25,7 @@ def test_official_file(evaluate, tmp_path):
     torch.save(random_state(authors_shapes(NANO, 56)), tmp_path / "webssl.pth")
     result, printed = evaluate(tmp_path / "webssl.pth")
     assert result["encoder"] == "webssl.pth" and "webssl.pth" in printed
-    assert result["trained"]["cls_top1"] == 1.0 and "untrained" in result, "two colours are easy"
+    assert result["trained"]["cls_top1"] == 1.0 and "untrained" not in result, "two colours are easy"
     other, _ = evaluate(tmp_path / "webssl.pth", "eval.image_size_px=28")
     assert other["trained"].keys() == result["trained"].keys()
 
@@ -42,3 +42,9 @@ def test_hugging_face_folder(evaluate, tmp_path, caplog):
     assert result["encoder"] == "ijepa" and "untrained" not in result and "untrained" not in printed
     assert result["trained"]["cls_top1"] == result["trained"]["patch_mean_top1"] == 1.0
     assert "ijepa has no class token; the mean of its patch tokens stands in its place" in caplog.text
+
+
+def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(photos, tmp_path, capsys):
+    overrides = [f"eval.knn.{split}_source={photos}/{split}" for split in ("train", "test")]
+    assert main(["eval", "configs/smoke/dinov2.yaml", *overrides, "output_dir=nowhere/run"]) == 1
+    assert "there is no run at output_dir nowhere/run: train first, or set eval.checkpoint" in capsys.readouterr().err

@@ -98,7 +98,8 @@ class HuggingFaceEncoder(nn.Module):
         self.image_size_px = native_size_px(vision)
         self.preprocessing = preprocessing.at(self.image_size_px)
         self.cls_source = self.family.cls_source
-        if self.cls_source == "pooled" and not getattr(model, "head", None):
+        self._pooling = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "head"]
+        if self.cls_source == "pooled" and not self._pooling:
             self.cls_source = "patch_mean"
         registers = getattr(vision, "num_register_tokens", 0)
         self._num_prefix_tokens = 1 + registers if self.cls_source == "cls_token" else 0
@@ -143,7 +144,7 @@ class HuggingFaceEncoder(nn.Module):
         if self.cls_source == "cls_token":
             return Features(x_BND[:, 0], patch_BND)
         if self.cls_source == "pooled" and final_norm and is_last:
-            return Features(self.model.head(x_BND), patch_BND)
+            return Features(self._pooling[0](x_BND), patch_BND)
         return Features(patch_BND.mean(1), patch_BND)
 
     def _arguments(self, images_B3HW: Tensor) -> dict[str, Any]:
@@ -183,8 +184,11 @@ def load_hugging_face(source: str | Path) -> HuggingFaceEncoder:
         raise UserError(f"{source}: {error}") from None
     if is_local and any(Path(source).glob("*.safetensors*")):
         safetensors_files(Path(source))
+    model_class = getattr(transformers, family.model, None)
+    if model_class is None:
+        raise UserError(f"{source}: transformers {transformers.__version__} has no {family.model}; install a newer one")
     try:
-        model, info = getattr(transformers, family.model).from_pretrained(
+        model, info = model_class.from_pretrained(
             str(source),
             output_loading_info=True,
             weights_only=True,

@@ -64,10 +64,9 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
 _STANDS_IN = {"pooled": "its own pooling of the last block", "patch_mean": "the mean of its patch tokens"}
 
 
-def untrained_twin(encoder: Encoder, seed: int) -> BackboneEncoder | None:
-    """A fresh network of the same architecture on the same device; None for a network of others."""
-    if not isinstance(encoder, BackboneEncoder):
-        return None
+def untrained_twin(encoder: Encoder, seed: int) -> BackboneEncoder:
+    """A fresh network of the architecture of one of ours, on the same device."""
+    assert isinstance(encoder, BackboneEncoder)
     backbone = type(encoder.backbone)(encoder.backbone.config)
     backbone.initialize(seed, "backbone")
     twin = BackboneEncoder(backbone, f"{encoder.name} untrained")

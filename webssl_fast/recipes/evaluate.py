@@ -1,4 +1,4 @@
-"""`webssl eval`: a frozen encoder, own or another's, judged beside an untrained one of the same architecture."""
+"""`webssl eval`: a frozen encoder is judged; that of an own run beside an untrained one of the same architecture."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import EvalLoader, loader_threads
 from webssl_fast.engine.distributed import Distributed
-from webssl_fast.errors import ConfigError
+from webssl_fast.errors import ConfigError, UserError
 from webssl_fast.evals.knn import evaluate_knn
 from webssl_fast.models.encoders import Encoder
-from webssl_fast.recipes.encoder_source import load_encoder, untrained_twin
+from webssl_fast.recipes.encoder_source import is_own_training, load_encoder, untrained_twin
 from webssl_fast.recipes.setup import prepared
 from webssl_fast.records import EvalResult, Preprocessing
 
@@ -46,10 +46,13 @@ def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str,
     """Evaluates by a config; prints a table, writes `output_dir/eval.json`, and returns the scores."""
     with prepared(config_path, overrides) as (config, ranks):
         sources = KnnSources.open(config)
-        encoder = load_encoder(config.eval.checkpoint or config.output_dir, ranks.device)
+        if not config.eval.checkpoint and not Path(config.output_dir).is_dir():
+            raise UserError(f"there is no run at output_dir {config.output_dir}: train first, or set eval.checkpoint")
+        source = config.eval.checkpoint or config.output_dir
+        encoder = load_encoder(source, ranks.device)
         judged = {"trained": encoder}
-        if (twin := untrained_twin(encoder, config.seed)) is not None:
-            judged["untrained"] = twin
+        if is_own_training(source):
+            judged["untrained"] = untrained_twin(encoder, config.seed)
         results = {key: knn(each, sources, config, ranks) for key, each in judged.items()}
         scores = {key: result.scores for key, result in results.items()}
         if ranks.is_main:
