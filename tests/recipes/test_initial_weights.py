@@ -1,6 +1,8 @@
 """`method.init_from`: runs go on from official weights, bit for bit, and say what does not fit."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -114,3 +116,17 @@ def test_trains_on_from_official_weights(teacher, tmp_path, photos, form):
         assert_same_bits(heads, random_heads())
     moved = next(networks(after_second))[0]
     assert not torch.equal(moved["blocks.0.attn.qkv.weight"], FLAT["blocks.0.attn.qkv.weight"])
+
+
+@pytest.mark.nightly
+def test_two_ranks_start_from_the_same_weights_in_shards(teacher, tmp_path, photos):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "webssl_fast"]
+    command += ["train", "configs/smoke/dinov2.yaml", f"data.source={photos}/train", f"method.init_from={teacher}"]
+    command += ["method.dino_head.bottleneck_dim=24", "train.num_steps=1", f"output_dir={tmp_path}/run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    method = build_method(resolve(load_config(tmp_path / "run/config.yaml"), world_size=2, device="cpu"))
+    load_weights(tmp_path / "run", method, HERE)
+    for backbone, heads in networks(method):
+        assert_same_bits(backbone, FLAT)
+        assert_same_bits(heads, random_heads())

@@ -53,7 +53,7 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
     elif kind in ("hugging_face", "hub"):
         encoder = load_hugging_face(source)
     else:
-        encoder = _own_encoder(path)
+        encoder = _own_encoder(path, torch.device(device))
     encoder.to(device).eval().requires_grad_(False)
     assert isinstance(encoder, Encoder)
     if encoder.cls_source != "cls_token":
@@ -131,12 +131,12 @@ def _find(source: Path) -> Path:
         raise UserError(f"{source} holds no checkpoint, but {found}; {EXPECTED}") from None
 
 
-def _own_encoder(source: Path) -> BackboneEncoder:
+def _own_encoder(source: Path, device: torch.device) -> BackboneEncoder:
     checkpoint, _, method = _open_run(source)
     encoder = method.encoder()
     assert isinstance(method, nn.Module) and isinstance(encoder, BackboneEncoder)
     prefix = next(name for name, module in method.named_modules() if module is encoder.backbone)
-    encoder.to_empty(device="cpu")
+    encoder.to_empty(device=device)
     load_weights(checkpoint, encoder.backbone, _HERE, prefix=f"{METHOD_PREFIX}{prefix}.")
     encoder.float().name = f"{checkpoint.parent.parent.resolve().name}/{checkpoint.name}"
     return encoder
