@@ -22,6 +22,7 @@ from webssl_fast.models.checkpoint_layouts import (
     to_hugging_face,
 )
 from webssl_fast.models.hf_preprocessing import preprocessor_config
+from webssl_fast.models.mae_layout import is_web_mae
 from webssl_fast.models.presets import preset
 from webssl_fast.models.weight_files import (
     read_json,
@@ -41,7 +42,11 @@ def read_authors(paths: Sequence[Path]) -> Weights:
 
     Raises UserError, naming the file, what was found and what is expected.
     """
-    return from_authors({str(path): read_pth(path) for path in paths})
+    contents = {str(path): read_pth(path) for path in paths}
+    for name, content in contents.items():
+        if is_web_mae(content):
+            raise UserError(f"{name} is a Web-MAE network; it can be evaluated, but not yet converted or trained on")
+    return from_authors(contents)
 
 
 def read_hugging_face(folder: Path) -> Weights:

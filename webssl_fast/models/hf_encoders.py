@@ -9,7 +9,7 @@ Dimensions: B images, H height and W width in pixels, N tokens, P side of a patc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -33,7 +33,7 @@ class Family:
     final_norm      attribute of the normalisation after the last block. CLIP puts its class token alone through it;
                     here it is applied to every token
     cls_source      as in Encoder
-    options         of the constructor
+    options         of its config or its constructor
     resizes         takes interpolate_pos_encoding, without which it refuses other sizes than the native one
     other_weights   beginnings of what a checkpoint holds besides (text towers, decoders, classifiers)
     """
@@ -65,7 +65,9 @@ FAMILIES = {
     ),
     "dinov3_vit": Family("DINOv3ViTModel", "DINOv3ViTLayer", "norm", resizes=False),
     "vit": Family("ViTModel", "ViTLayer", "layernorm", options=_NO_POOLER, other_weights=_HEADS),
-    "vit_mae": Family("ViTMAEModel", "ViTMAELayer", "layernorm", other_weights=("decoder.",)),
+    "vit_mae": Family(
+        "ViTMAEModel", "ViTMAELayer", "layernorm", options=(("mask_ratio", 0.0),), other_weights=("decoder.",)
+    ),
     "ijepa": Family("IJepaModel", "IJepaLayer", "layernorm", "patch_mean", options=_NO_POOLER, other_weights=_HEADS),
     "clip": _contrastive("CLIP"),
     "metaclip_2": _contrastive("MetaClip2"),
@@ -174,7 +176,7 @@ def load_hugging_face(source: str | Path) -> HuggingFaceEncoder:
     Raises UserError for a kind that FAMILIES does not have, and where weights are missing, left over, ill-shaped, in a
     damaged file, or in a pickle that asks for more than tensors.
     """
-    transformers = _import_transformers()
+    _import_transformers()
     is_local = Path(source).is_dir()
     content = read_json(Path(source) / "config.json") if is_local else _hub_json(str(source), ("config.json",))
     model_type = content.get("model_type")
@@ -184,36 +186,53 @@ def load_hugging_face(source: str | Path) -> HuggingFaceEncoder:
         raise UserError(f"{source}: {error}") from None
     if is_local and any(Path(source).glob("*.safetensors*")):
         safetensors_files(Path(source))
+    model = _loaded(family, str(source), from_=str(source))
+    native_px = native_size_px(getattr(model.config, "vision_config", model.config))
+    file_name, content = _read_preprocessing(source, is_local)
+    preprocessing = parse_preprocessing(content, file_name, native_px)
+    name = Path(source).resolve().name if is_local else str(source)
+    return HuggingFaceEncoder(model, name, preprocessing).eval()
+
+
+def encoder_of_tensors(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], source: str, preprocessing: Preprocessing
+) -> HuggingFaceEncoder:
+    """The same for tensors under published names, and the config that a folder would have. Raises UserError."""
+    transformers = _import_transformers()
+    family = family_of(config["model_type"])
+    hf_config = transformers.AutoConfig.for_model(**config)
+    model = _loaded(family, source, from_=None, config=hf_config, state_dict=dict(state))
+    return HuggingFaceEncoder(model, Path(source).name, preprocessing).eval()
+
+
+def _loaded(family: Family, source: str, from_: str | None, **how: Any) -> nn.Module:
+    """The model in fp32, with all of its weights and no others."""
+    transformers = _import_transformers()
     model_class = getattr(transformers, family.model, None)
     if model_class is None:
         raise UserError(f"{source}: transformers {transformers.__version__} has no {family.model}; install a newer one")
     try:
         model, info = model_class.from_pretrained(
-            str(source),
+            from_,
             output_loading_info=True,
             weights_only=True,
+            **how,
             **dict(family.options),
-            **({"mask_ratio": 0.0} if family.model == "ViTMAEModel" else {}),
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, UnpicklingError, SafetensorError) as error:
         raise UserError(f"{source}: transformers cannot read its {family.model} ({_first_lines(error)})") from None
-    missing = [name for name in info["missing_keys"] if not name.endswith(_UNUSED)]
-    left_over = [
-        name for name in info["unexpected_keys"] if not name.startswith((*family.other_weights, "position_ids"))
-    ]
-    left_over = [name for name in left_over if not name.endswith(_UNUSED)]
+    missing, left_over = (
+        [name for name in info[key] if not name.endswith(_UNUSED)] for key in ("missing_keys", "unexpected_keys")
+    )
+    left_over = [name for name in left_over if not name.startswith(family.other_weights)]
     for what, names in (("lacks", missing), ("has no place for", left_over)):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             raise UserError(
-                f"{source}: config.json and the weights do not belong together; the {family.model} of the config "
-                f"{what} {', '.join(sorted(names)[:4])}{more}"
+                f"{source}: config and weights do not belong together; the {family.model} of the config {what} "
+                f"{', '.join(sorted(names)[:4])}{more}"
             )
-    native_px = native_size_px(getattr(model.config, "vision_config", model.config))
-    file_name, content = _read_preprocessing(source, is_local)
-    preprocessing = parse_preprocessing(content, file_name, native_px)
-    name = Path(source).resolve().name if is_local else str(source)
-    return HuggingFaceEncoder(model.float(), name, preprocessing).eval()
+    return model.float()
 
 
 def family_of(model_type: Any) -> Family:

@@ -23,10 +23,12 @@ from webssl_fast.engine.checkpoint import METHOD_PREFIX, find_checkpoint, load_w
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import UserError
 from webssl_fast.methods.base import Method
-from webssl_fast.models.checkpoint_layouts import HEADS, Weights
+from webssl_fast.models.checkpoint_layouts import HEADS, Weights, from_authors
 from webssl_fast.models.convert import CONFIG, read_authors, read_hugging_face
-from webssl_fast.models.encoders import BackboneEncoder, Encoder
-from webssl_fast.models.hf_encoders import load_hugging_face
+from webssl_fast.models.encoders import WEB_SSL_PREPROCESSING, BackboneEncoder, Encoder
+from webssl_fast.models.hf_encoders import HuggingFaceEncoder, encoder_of_tensors, load_hugging_face
+from webssl_fast.models.mae_layout import is_web_mae, mae_to_hugging_face
+from webssl_fast.models.weight_files import read_pth
 from webssl_fast.recipes.setup import describe_method
 
 logger = logging.getLogger(__name__)
@@ -46,10 +48,10 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
 
     Raises UserError, naming the source, what was found and what is expected.
     """
-    encoder: BackboneEncoder | nn.Module
+    encoder: BackboneEncoder | HuggingFaceEncoder
     kind, path = _kind(source)
     if kind == "authors":
-        encoder = BackboneEncoder.from_weights(read_authors([path]))
+        encoder = _authors_encoder(path)
     elif kind in ("hugging_face", "hub"):
         encoder = load_hugging_face(source)
     else:
@@ -108,6 +110,13 @@ def _kind(source: str | Path) -> tuple[str, Path]:
     if _HUB_ID.fullmatch(str(source)) and not path.parent.is_dir():
         return "hub", path
     raise UserError(f"there is no {source}; {EXPECTED}")
+
+
+def _authors_encoder(path: Path) -> BackboneEncoder | HuggingFaceEncoder:
+    content = read_pth(path)
+    if is_web_mae(content):
+        return encoder_of_tensors(*mae_to_hugging_face(content, str(path)), str(path), WEB_SSL_PREPROCESSING)
+    return BackboneEncoder.from_weights(from_authors({str(path): content}))
 
 
 # ---------------------------------------------------------------- own runs
