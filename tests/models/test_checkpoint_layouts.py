@@ -125,6 +125,7 @@ REFUSED = {
         plus(pos_embed=torch.zeros(1, 15, 64)),
         r"pos_embed is \[1, 15, 64\], expected \[1, 10, 64\]",
     ),
+    "a class token without dimensions": (plus(cls_token=torch.zeros(())), "but not cls_token; expected a Web-DINO"),
     "integers": (
         plus(mask_token=torch.zeros(1, 64).long()),
         r"mask_token is torch\.int64, expected floats",
@@ -148,7 +149,7 @@ def test_refuses_heads_of_another_width_or_with_gaps():
     with pytest.raises(UserError, match=r"h\.pth does not hold a ibot_head on width 64: ibot_head\.mlp\.0\.weight"):
         from_authors({"b.pth": backbone, "h.pth": heads})
     del heads["ibot_head.last_layer.weight_v"]
-    with pytest.raises(UserError, match=r"h\.pth has no ibot_head\.last_layer\.weight_v"):
+    with pytest.raises(UserError, match=r"h\.pth has no matrices ibot_head\.last_layer\.weight_v"):
         from_authors({"b.pth": backbone, "h.pth": heads})
 
 

@@ -125,6 +125,20 @@ def test_patches_are_in_reading_order_at_any_size(published):
         encoder(images(70, 40))
 
 
+@torch.no_grad()
+def test_a_native_size_may_have_an_edge_beyond_the_last_patch(tmp_path):
+    """As SigLIP so400m at 384 pixels and patch 14."""
+    config = hf.SiglipVisionConfig(**VISION | {"image_size": 60})
+    hf.SiglipVisionModel(config).save_pretrained(tmp_path / "siglip")
+    content = PREPROCESSOR | {"size": {"height": 60, "width": 60}}
+    (tmp_path / "siglip/preprocessor_config.json").write_text(json.dumps(content))
+    encoder = load_hugging_face(tmp_path / "siglip")
+    found = encoder(images(60, 60))
+    assert encoder.image_size_px == 60 and found.patch_tokens.shape == (2, 16, 32)
+    torch.testing.assert_close(found.cls_token, encoder.model(images(60, 60)).pooler_output)
+    torch.testing.assert_close(found.patch_tokens, encoder(images(60, 60)[:, :, :56, :56]).patch_tokens)
+
+
 def test_same_images_give_the_same_features(published):
     _, _, encoder = published
     with torch.no_grad():

@@ -95,6 +95,7 @@ def test_refuses_gaps_additions_and_other_sizes(small):
     assert is_web_mae(small)
     for change, reason in (
         ({"blocks.1.mlp.fc2.bias": None}, r"blocks\.1\.mlp\.fc2\.bias is missing"),
+        ({"pos_embed": torch.zeros(4)}, "pos_embed is ill-shaped"),
         ({"decoder_embed.weight": torch.zeros(1)}, r"decoder_embed\.weight is not part of it"),
     ):
         changed = {name: tensor for name, tensor in (small | change).items() if tensor is not None}

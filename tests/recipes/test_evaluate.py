@@ -48,3 +48,11 @@ def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(photos, tmp_path, 
     overrides = [f"eval.knn.{split}_source={photos}/{split}" for split in ("train", "test")]
     assert main(["eval", "configs/smoke/dinov2.yaml", *overrides, "output_dir=nowhere/run"]) == 1
     assert "there is no run at output_dir nowhere/run: train first, or set eval.checkpoint" in capsys.readouterr().err
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_size_is_refused(photos, tmp_path, capsys):
+    torch.save(random_state(authors_shapes(NANO, 56)), tmp_path / "webssl.pth")
+    overrides = [f"eval.knn.{split}_source={photos}/{split}" for split in ("train", "test")]
+    overrides += [f"eval.checkpoint={tmp_path}/webssl.pth", "eval.image_size_px=60"]
+    assert main(["eval", "configs/smoke/dinov2.yaml", *overrides]) == 1
+    assert "not a multiple of the patch size 14 of webssl.pth; 56 and 70 are" in capsys.readouterr().err

@@ -213,8 +213,11 @@ def _fault(folder: Path, distributed: Distributed) -> str | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says besides its tensors."""
-    return json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    """What a checkpoint says besides its tensors. Raises CheckpointError."""
+    try:
+        return json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / _STATE} cannot be read: {error}") from None
 
 
 def _remove(path: Path) -> None:

@@ -71,9 +71,7 @@ class Weights:
 
     def head_config(self, head: str) -> HeadConfig:
         """Sizes of one of HEADS."""
-        num_prototypes, bottleneck_dim = self.heads[f"{head}.last_layer.weight_v"].shape
-        hidden_dim = self.heads[f"{head}.mlp.0.weight"].shape[0]
-        return HeadConfig(hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_prototypes=num_prototypes)
+        return _head_config(self.heads[f"{head}.last_layer.weight_v"], self.heads[f"{head}.mlp.0.weight"])
 
 
 # ---------------------------------------------------------------- the authors' layout
@@ -175,8 +173,8 @@ def backbone_config(preset: str, image_size_px: int) -> ModelConfig:
 
 def _check_backbone(backbone: State, source: str) -> tuple[str, int]:
     """Preset and native image size. Raises UserError unless every tensor of that preset is there, and no other."""
-    anchors = ("cls_token", "patch_embed.proj.weight", "pos_embed")
-    missing = [name for name in anchors if name not in backbone]
+    num_dims = {"cls_token": 3, "patch_embed.proj.weight": 4, "pos_embed": 3}
+    missing = [name for name, n in num_dims.items() if name not in backbone or backbone[name].ndim != n]
     if missing or not _num_blocks(backbone):
         raise UserError(
             f"{source} holds {_few(backbone)}, but not {', '.join(missing) or 'blocks'}; expected a Web-DINO vision "
@@ -190,8 +188,7 @@ def _check_backbone(backbone: State, source: str) -> tuple[str, int]:
         raise UserError(
             f"{source} is a network of width, blocks and patch size {', '.join(map(str, found))}; known are {known}"
         )
-    num_patches = backbone["pos_embed"].numel() // found[0] - 1
-    side = math.isqrt(max(num_patches, 1))
+    side = max(math.isqrt(max(backbone["pos_embed"].shape[1] - 1, 0)), 1)
     image_size_px = side * found[2]
     with torch.device("meta"):
         expected = VisionTransformer(backbone_config(preset, image_size_px)).state_dict()
@@ -202,12 +199,19 @@ def _check_backbone(backbone: State, source: str) -> tuple[str, int]:
 def _check_heads(heads: State, width: int, source: str) -> None:
     for head in HEADS:
         own = {key: value for key, value in heads.items() if key.startswith(f"{head}.")}
-        sizes = own.get(f"{head}.last_layer.weight_v"), own.get(f"{head}.mlp.0.weight")
-        if any(tensor is None or tensor.ndim != 2 for tensor in sizes):
-            raise UserError(f"{source} has no {head}.last_layer.weight_v and {head}.mlp.0.weight; found {_few(own)}")
+        prototypes, first = own.get(f"{head}.last_layer.weight_v"), own.get(f"{head}.mlp.0.weight")
+        if prototypes is None or first is None or prototypes.ndim != 2 or first.ndim != 2:
+            raise UserError(
+                f"{source} has no matrices {head}.last_layer.weight_v and {head}.mlp.0.weight; found {_few(own)}"
+            )
         with torch.device("meta"):
-            expected = PrototypeHead(width, Weights(source, "", 0, {}, heads).head_config(head)).state_dict()
+            expected = PrototypeHead(width, _head_config(prototypes, first)).state_dict()
         _check_tensors(own, {f"{head}.{k}": v for k, v in expected.items()}, source, f"a {head} on width {width}")
+
+
+def _head_config(prototypes: Tensor, first: Tensor) -> HeadConfig:
+    num_prototypes, bottleneck_dim = prototypes.shape
+    return HeadConfig(hidden_dim=first.shape[0], bottleneck_dim=bottleneck_dim, num_prototypes=num_prototypes)
 
 
 def _check_tensors(state: State, expected: Mapping[str, Tensor], source: str, what: str) -> None:

@@ -26,7 +26,7 @@ ClsSource = Literal["cls_token", "pooled", "patch_mean"]
 
 @runtime_checkable
 class Encoder(Protocol):
-    """An `nn.Module` in eval mode. Gradients and autocast are the caller's business.
+    """An `nn.Module`, in eval mode. Gradients and autocast are the caller's business.
 
     name           what tables and caches call it
     image_size_px  side of the images that it was trained on last
@@ -47,8 +47,9 @@ class Encoder(Protocol):
     def __call__(self, images_B3HW: Tensor) -> Features:
         """Features of [B, D] and [B, N, D] after the last block and the final norm.
 
-        H and W: any multiples of the patch size (ValueError otherwise); positions are interpolated as the network's
-        authors do it.
+        H and W: any multiples of the patch size P (ValueError otherwise), or both image_size_px, whose edge beyond the
+        last whole patch is then left out (SigLIP has 384 pixels at P = 14): N is (H // P) * (W // P). Positions are
+        interpolated as the network's authors do it.
         """
         ...
 

@@ -78,7 +78,7 @@ _UNUSED = ("mask_token", "position_ids")  # no frozen pass reads them, so a chec
 
 
 class HuggingFaceEncoder(nn.Module):
-    """A transformers vision model as an `Encoder`."""
+    """A transformers vision model as an `Encoder`; its images may also be of its native size, whole patches or not."""
 
     name: str
     patch_size: int
@@ -117,11 +117,9 @@ class HuggingFaceEncoder(nn.Module):
         return self.block_features(images_B3HW, [-1])[0]
 
     def block_features(self, images_B3HW: Tensor, blocks: Sequence[int], *, final_norm: bool = True) -> list[Features]:
-        H, W = images_B3HW.shape[-2:]
-        if H % self.patch_size or W % self.patch_size:
-            raise ValueError(
-                f"images of {H}x{W} pixels do not divide into patches of {self.patch_size}x{self.patch_size}"
-            )
+        (H, W), P = images_B3HW.shape[-2:], self.patch_size
+        if (H % P or W % P) and (H, W) != (self.image_size_px, self.image_size_px):
+            raise ValueError(f"images of {H}x{W} pixels do not divide into patches of {P}x{P}")
         blocks = block_indices(blocks, self.num_blocks)
         after: dict[int, Tensor] = {}
 
@@ -150,15 +148,13 @@ class HuggingFaceEncoder(nn.Module):
         return Features(patch_BND.mean(1), patch_BND)
 
     def _arguments(self, images_B3HW: Tensor) -> dict[str, Any]:
-        B, _, H, W = images_B3HW.shape
-        h, w = H // self.patch_size, W // self.patch_size
+        (B, _, H, W), P = images_B3HW.shape, self.patch_size
+        h, w = H // P, W // P
         kind, device = self.family.model, images_B3HW.device
         if kind == "Siglip2VisionModel":  # takes patches, channels innermost
-            patches = images_B3HW.unfold(2, self.patch_size, self.patch_size).unfold(
-                3, self.patch_size, self.patch_size
-            )
+            patches_BhwPPC = images_B3HW.unfold(2, P, P).unfold(3, P, P).permute(0, 2, 3, 4, 5, 1)
             return {
-                "pixel_values": patches.permute(0, 2, 3, 4, 5, 1).reshape(B, h * w, -1),
+                "pixel_values": patches_BhwPPC.reshape(B, h * w, -1),
                 "pixel_attention_mask": torch.ones(B, h * w, dtype=torch.long, device=device),
                 "spatial_shapes": torch.tensor([[h, w]] * B, device=device),
             }
@@ -179,9 +175,8 @@ def load_hugging_face(source: str | Path) -> HuggingFaceEncoder:
     _import_transformers()
     is_local = Path(source).is_dir()
     content = read_json(Path(source) / "config.json") if is_local else _hub_json(str(source), ("config.json",))
-    model_type = content.get("model_type")
     try:
-        family = family_of(model_type)
+        family = family_of(content.get("model_type"))
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
     if is_local and any(Path(source).glob("*.safetensors*")):
@@ -213,11 +208,7 @@ def _loaded(family: Family, source: str, from_: str | None, **how: Any) -> nn.Mo
         raise UserError(f"{source}: transformers {transformers.__version__} has no {family.model}; install a newer one")
     try:
         model, info = model_class.from_pretrained(
-            from_,
-            output_loading_info=True,
-            weights_only=True,
-            **how,
-            **dict(family.options),
+            from_, output_loading_info=True, weights_only=True, **how, **dict(family.options)
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, UnpicklingError, SafetensorError) as error:
         raise UserError(f"{source}: transformers cannot read its {family.model} ({_first_lines(error)})") from None

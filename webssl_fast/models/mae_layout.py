@@ -1,7 +1,7 @@
 """Official Web-MAE files under the names of transformers' ViTModel, which is their Hugging Face form.
 
-The files hold timm's vision transformer: an ordinary GELU MLP, no LayerScale, query, key and value in one matrix. Names and
-sizes are those of the model code released with Web-SSL (arXiv 2504.01017), and of transformers' ViT.
+The files hold timm's vision transformer: an ordinary GELU MLP, no LayerScale, query, key and value in one matrix. Names
+and sizes are those of the model code released with Web-SSL (arXiv 2504.01017), and of transformers' ViT.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _BLOCK_NAMES = {
     "mlp.fc2": "output.dense",
 }
 _QKV = ("query", "key", "value")
+_NUM_DIMS = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
 
 
 def is_web_mae(content: Mapping[str, Any]) -> bool:
@@ -47,21 +48,24 @@ def mae_to_hugging_face(content: Mapping[str, Any], source: str) -> tuple[dict[s
     """Config and tensors of a ViTModel. Raises UserError, naming the file, for a tensor that is missing or unknown, and
     for a size that was not published."""
     state: dict[str, Tensor] = {}
-    unknown = []
+    faults = []
     for key, tensor in content.items():
         names = _renamed(key)
-        if not names or not isinstance(tensor, Tensor):
-            unknown.append(key)
-            continue
-        state.update(zip(names, tensor.chunk(len(names)), strict=True))
+        if not names:
+            faults.append(f"{key} is not part of it")
+        elif not isinstance(tensor, Tensor) or not tensor.ndim or tensor.ndim != _NUM_DIMS.get(key, tensor.ndim):
+            faults.append(f"{key} is ill-shaped")
+        elif tensor.shape[0] % len(names):
+            faults.append(f"{key} does not divide into {', '.join(_QKV)}")
+        else:
+            state.update(zip(names, tensor.chunk(len(names)), strict=True))
     depth = len({key.split(".")[1] for key in content if key.startswith("blocks.")})
-    expected = [f"{name}.{kind}" for name in ("patch_embed.proj", "norm") for kind in ("weight", "bias")]
-    expected += ["cls_token", "pos_embed"]
-    parts = (*_BLOCK_NAMES, "attn.qkv")
-    expected += [f"blocks.{i}.{part}.{kind}" for i in range(depth) for part in parts for kind in ("weight", "bias")]
-    missing = [key for key in expected if key not in content]
-    if missing or unknown:
-        faults = [f"{key} is missing" for key in missing] + [f"{key} is not part of it" for key in unknown]
+    both = ("weight", "bias")
+    expected = ["cls_token", "pos_embed", *(f"{name}.{kind}" for name in ("patch_embed.proj", "norm") for kind in both)]
+    for i in range(depth):
+        expected += [f"blocks.{i}.{part}.{kind}" for part in ("attn.qkv", *_BLOCK_NAMES) for kind in both]
+    faults = [f"{key} is missing" for key in expected if key not in content] + faults
+    if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(f"{source} does not hold a Web-MAE network: {'; '.join(faults[:5])}{more}")
     width, patch_size = content["cls_token"].shape[-1], content["patch_embed.proj.weight"].shape[-1]

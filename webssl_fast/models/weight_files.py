@@ -9,7 +9,8 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,28 +130,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-class _opened:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     """safe_open that refuses as this module does, when it opens and while it reads."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self):
-        try:
-            self._file = safe_open(self._path, framework="pt", device="cpu")
-            return self._file.__enter__()
-        except SafetensorError as error:
-            self._refuse(error)
-
-    def __exit__(self, kind, error, trace):
-        self._file.__exit__(kind, error, trace)
-        if isinstance(error, SafetensorError):
-            self._refuse(error)
-
-    def _refuse(self, error: SafetensorError):
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
         raise UserError(
-            f"{self._path} is no intact safetensors file ({error}): {_describe_beginning(self._path)}, "
-            f"{self._path.stat().st_size:,} bytes; expected the whole file (an unfinished download?)"
+            f"{path} is no intact safetensors file ({error}): {_describe_beginning(path)}, "
+            f"{path.stat().st_size:,} bytes; expected the whole file (an unfinished download?)"
         ) from None
 
 

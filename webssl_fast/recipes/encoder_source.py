@@ -53,7 +53,7 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
     if kind == "authors":
         encoder = _authors_encoder(path)
     elif kind in ("hugging_face", "hub"):
-        encoder = load_hugging_face(source)
+        encoder = load_hugging_face(path if kind == "hugging_face" else source)
     else:
         encoder = _own_encoder(path, torch.device(device))
     encoder.to(device).eval().requires_grad_(False)
@@ -147,8 +147,8 @@ def _own_encoder(source: Path, device: torch.device) -> BackboneEncoder:
     prefix = next(name for name, module in method.named_modules() if module is encoder.backbone)
     encoder.to_empty(device=device)
     load_weights(checkpoint, encoder.backbone, _HERE, prefix=f"{METHOD_PREFIX}{prefix}.")
-    encoder.float().name = f"{checkpoint.parent.parent.resolve().name}/{checkpoint.name}"
-    return encoder
+    encoder.name = f"{checkpoint.parent.parent.resolve().name}/{checkpoint.name}"
+    return encoder.float()
 
 
 def _own_weights(source: Path) -> Weights:

@@ -66,7 +66,14 @@ def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str,
 
 def knn(encoder: Encoder, sources: KnnSources, config: RunConfig, ranks: Distributed) -> EvalResult:
     """k-NN of an encoder. Every rank computes the same, since a sharded encoder needs all of them at each batch."""
-    preprocessing = encoder.preprocessing.at(config.eval.image_size_px or encoder.image_size_px)
+    size_px, patch_px = config.eval.image_size_px or encoder.image_size_px, encoder.patch_size
+    if size_px % patch_px and size_px != encoder.image_size_px:
+        below = max(size_px // patch_px, 1) * patch_px
+        raise ConfigError(
+            f"eval.image_size_px is {size_px}, which is not a multiple of the patch size {patch_px} of {encoder.name}; "
+            f"{below} and {below + patch_px} are"
+        )
+    preprocessing = encoder.preprocessing.at(size_px)
     assert isinstance(encoder, nn.Module)
     return evaluate_knn(
         encoder,
