@@ -93,7 +93,7 @@ def _renamed(key: str) -> list[str]:
     name, _, kind = key.rpartition(".")
     if name in _NAMES:
         return [f"{_NAMES[name]}.{kind}"]
-    if name.startswith("blocks."):
+    if name.startswith("blocks.") and name.count(".") >= 2:
         _, block, part = name.split(".", 2)
         prefix = f"encoder.layer.{block}."
         if part == "attn.qkv":
