@@ -14,15 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from webssl_fast.ops.multi_crop import (
-    HEIGHT,
-    LEFT,
-    TOP,
-    WIDTH,
-    center_crop_parameters,
-    draw_crop_parameters,
-    multi_crop,
-)
+from webssl_fast.ops.crop_parameters import HEIGHT, LEFT, TOP, WIDTH, center_crop_parameters, draw_crop_parameters
+from webssl_fast.ops.multi_crop import multi_crop
 from webssl_fast.records import CropRecipe, Preprocessing
 
 
@@ -47,7 +40,8 @@ def training_crops(
 def evaluation_crop(
     images: Sequence[Tensor], preprocessing: Preprocessing, *, dtype: torch.dtype, num_threads: int
 ) -> Tensor:
-    """Normalised central crop [B, 3, S, S] of each image (uint8 [H, W, 3]), resized as `preprocessing` says."""
+    """Normalised central crop [B, 3, S, S] of each image (uint8 [H, W, 3]), resized as `preprocessing` says, where the
+    images are. Other filters than the bicubic one are Pillow's, on the host."""
     size_px = preprocessing.crop_px
     sizes_B2 = _sizes(images)
     parameters_BVP = center_crop_parameters(sizes_B2, size_px, preprocessing.resize_px)
@@ -55,7 +49,7 @@ def evaluation_crop(
         share = size_px / preprocessing.resize_px
         parameters_BVP[:, 0, TOP : LEFT + 1] = sizes_B2 * (1 - share) / 2
         parameters_BVP[:, 0, HEIGHT : WIDTH + 1] = sizes_B2 * share
-    if preprocessing.interpolation == "bicubic":
+    if preprocessing.interpolation == "bicubic" or not images:
         mean, std = preprocessing.mean, preprocessing.std
         (crops_VB3SS,) = multi_crop(
             images, parameters_BVP, [size_px], mean=mean, std=std, dtype=dtype, num_threads=num_threads
@@ -66,14 +60,15 @@ def evaluation_crop(
     with ThreadPoolExecutor(max(num_threads, 1)) as pool:
         crops_BSS3 = torch.stack(list(pool.map(resize, images, boxes_B4)))
     mean_3, std_3 = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-    return ((crops_BSS3 / 255 - mean_3) / std_3).permute(0, 3, 1, 2).to(dtype).contiguous()
+    crops_B3SS = ((crops_BSS3 / 255 - mean_3) / std_3).permute(0, 3, 1, 2).to(dtype).contiguous()
+    return crops_B3SS.to(images[0].device)
 
 
 def _resized_by_pillow(image_HW3: Tensor, box: Sequence[float], preprocessing: Preprocessing) -> Tensor:
-    """uint8 [S, S, 3]. `multi_crop` has the bicubic filter alone."""
+    """uint8 [S, S, 3], on the host."""
     H, W = image_HW3.shape[:2]
     top, left, height, width = box
-    resized = Image.fromarray(image_HW3.numpy()).resize(
+    resized = Image.fromarray(image_HW3.cpu().numpy()).resize(
         (preprocessing.crop_px, preprocessing.crop_px),
         Image.Resampling[preprocessing.interpolation.upper()],
         box=(left, top, min(left + width, W), min(top + height, H)),  # a box that rounding puts outside is refused
