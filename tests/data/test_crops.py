@@ -44,3 +44,9 @@ def test_follows_the_preprocessing(resize_px, crop_px, interpolation, keep_aspec
         apart = (crop - by_pillow(pixels, preprocessing)).abs() * torch.tensor(STD)[:, None, None] * 255
         assert apart.mean() < 0.6, "in levels of 255"
         assert apart.max() < 6
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_batch_may_be_empty(interpolation):
+    crops = evaluation_crop([], Preprocessing(32, 28, interpolation), dtype=torch.bfloat16, num_threads=1)
+    assert crops.shape == (0, 3, 28, 28) and crops.dtype == torch.bfloat16

@@ -8,7 +8,15 @@ import torch
 
 from tests.models.published import NANO, assert_same_bits, authors_shapes, random_state, random_teacher
 from webssl_fast.config.load import save_config
-from webssl_fast.config.schema import DinoV2Config, HeadConfig, ModelConfig, RunConfig, TrainConfig
+from webssl_fast.config.schema import (
+    DataConfig,
+    DecodeConfig,
+    DinoV2Config,
+    HeadConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from webssl_fast.engine.checkpoint import METHOD_PREFIX, Checkpoints
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import UserError
@@ -26,7 +34,8 @@ def make_run(folder, **model):
         output_dir=str(folder),
         model=ModelConfig(**{"preset": "vit_nano_patch14", "image_size_px": 56, "layer_scale_init": 0.5, **model}),
         method=DinoV2Config(dino_head=HEAD, ibot_head=HEAD),
-        train=TrainConfig(global_batch_size=4, group_size=4),
+        train=TrainConfig(global_batch_size=4, group_size=4, device="cuda"),
+        data=DataConfig(decode=DecodeConfig(device="gpu")),  # a run of another machine
     )
     method = build_method(config)
     method.initialize(1)

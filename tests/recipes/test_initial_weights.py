@@ -82,7 +82,7 @@ def test_sizes_that_differ_are_named_and_nothing_changes(teacher):
 
 def test_an_own_run_gives_everything(tmp_path):
     trained = make_run(tmp_path / "mine")
-    config = resolve(load_config(tmp_path / "mine/config.yaml"), world_size=1, device="cpu")
+    config = resolve(load_config(tmp_path / "mine/config.yaml"), world_size=1, device="cuda")
     method = build_method(config)
     method.initialize(5)
     start_from(str(tmp_path / "mine"), method, HERE)

@@ -128,7 +128,9 @@ def _open_run(source: Path) -> tuple[Path, RunConfig, Method]:
     config_path = checkpoint.parent.parent / "config.yaml"
     if not config_path.is_file():
         raise UserError(f"{checkpoint} is a checkpoint without its run's config; put that back at {config_path}")
-    config = resolve(load_config(config_path), world_size=1, device="cpu")
+    config = load_config(config_path)
+    # Of the device that it was trained on: nothing is computed or decoded by this config here.
+    config = resolve(config, world_size=1, device=config.train.device)
     return checkpoint, config, describe_method(config)
 
 
