@@ -252,8 +252,8 @@ class EvalLoader:
         self.num_bad = 0  # in the pass so far
         if preprocessing.interpolation != "bicubic" and config.decode.device == "gpu":
             logger.warning(
-                "images are decoded on the GPU, but this encoder wants them resized by the %s filter, which Pillow has: "
-                "they go to the host and back; data.decode.device=cpu spares that",
+                "images are decoded on the GPU, but this encoder wants them resized by Pillow's %s filter: they go to the "
+                "host and back; data.decode.device=cpu spares that",
                 preprocessing.interpolation,
             )
 

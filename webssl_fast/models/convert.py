@@ -101,6 +101,8 @@ def write_hugging_face(weights: Weights, folder: Path, preprocessing: Preprocess
     ):
         (unfinished / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     write_safetensors_folder(unfinished, to_hugging_face(weights.backbone))
+    for path in unfinished.glob("*.safetensors"):
+        shutil.copymode(unfinished / CONFIG, path)  # safetensors makes files that nobody else can read
     unfinished.rename(folder)
 
 
