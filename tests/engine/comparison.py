@@ -9,6 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.engine.toy_method import ToyMethod
+from webssl_fast.engine.checkpoint import METHOD_PREFIX, load_weights
+from webssl_fast.engine.distributed import Distributed
+
 # What may differ between two equal runs: how long things took, and how much memory they had.
 MEASURED = ("samples_per_second", "data_wait_share", "memory_peak_rss_gib")
 
@@ -36,3 +40,10 @@ def metrics_of(run: Path, ignore: tuple[str, ...] = ()) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [{k: v for k, v in row.items() if k not in MEASURED + ignore} for row in rows]
     return [row for row in rows if set(row) - {"step"}]
+
+
+def module_weights(run: Path, name: str) -> dict[str, Tensor]:
+    """The state dict of one module of the toy method, whole in this process, whatever number of ranks saved it."""
+    module = ToyMethod().get_submodule(name)
+    load_weights(run, module, Distributed(torch.device("cpu")), prefix=f"{METHOD_PREFIX}{name}.")
+    return module.state_dict()

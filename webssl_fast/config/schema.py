@@ -126,7 +126,8 @@ class DinoV2Config(Config):
     ema_momentum: tuple[Probability, Probability] = (0.994, 1.0)  # cosine over the run
     freeze_last_layer_steps: NonNegativeInt = 1250
 
-    init_from: str | None = None  # a checkpoint whose weights start this run (continued pre-training)
+    # Whose weights start this run (continued pre-training): an own checkpoint; an official teacher; [backbone, heads].
+    init_from: str | tuple[str, ...] | None = None
 
 
 MethodConfig = DinoV2Config
@@ -195,9 +196,9 @@ class KnnConfig(Config):
 
 
 class EvalConfig(Config):
-    checkpoint: str = ""  # `webssl eval`: a run directory or a checkpoint directory; empty: output_dir
+    checkpoint: str = ""  # a run, a checkpoint, an official .pth, a Hugging Face folder or id; empty: output_dir
     every: PositiveInt | None = None  # steps between evaluations during training; None: only when asked for
-    image_size_px: PositiveInt | None = None  # None: model.image_size_px
+    image_size_px: PositiveInt | None = None  # None: the encoder's own
     knn: KnnConfig = KnnConfig()
 
 

@@ -31,7 +31,7 @@ from webssl_fast.engine.manifest import (
     write_manifest,
 )
 from webssl_fast.engine.staging import Staging
-from webssl_fast.engine.tensor_files import files_of_rank, read_tensors, read_whole_tensors, write_tensors
+from webssl_fast.engine.tensor_files import files_of_rank, read_tensors, write_tensors
 from webssl_fast.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Checkpoints:
                     "from a copy, or remove them to start the run anew"
                 )
             return None
-        state = _read_state(folder)
+        state = read_state(folder)
         check(state)
         read_tensors(folder, tensors, self._distributed)
         self._distributed.barrier()
@@ -244,36 +244,23 @@ class Checkpoints:
             _remove(path)
 
 
-def load_weights(path: str | Path, method: Method, distributed: Distributed) -> dict[str, Any]:
-    """Reads the weights of a checkpoint into `method`, in place, and nothing else; returns the checkpoint's state.
+def load_weights(
+    path: str | Path, module: Method | nn.Module, distributed: Distributed, prefix: str = METHOD_PREFIX
+) -> dict[str, Any]:
+    """Reads weights of a checkpoint into `module`, in place, and nothing else; returns the checkpoint's state.
 
-    path  a run's output_dir, its `checkpoints` folder, or one checkpoint; of the first two, the newest is read
+    path    a run's output_dir, its `checkpoints` folder, or one checkpoint; of the first two, the newest is read
+    module  the method, or with `prefix` a part of it
 
-    Raises FileNotFoundError where no checkpoint is, CheckpointError if it is damaged, and TensorMismatch, with `method`
+    Raises FileNotFoundError where no checkpoint is, CheckpointError if it is damaged, and TensorMismatch, with `module`
     as it was, if it is of another architecture.
     """
-    assert isinstance(method, nn.Module)
+    assert isinstance(module, nn.Module)
     folder = find_checkpoint(path)
     _refuse_damage(folder, distributed)
-    tensors = {METHOD_PREFIX + name: tensor for name, tensor in method.state_dict().items()}
-    read_tensors(folder, tensors, distributed, prefix=METHOD_PREFIX)
-    return _read_state(folder)
-
-
-def load_module_weights(path: str | Path, name: str) -> dict[str, Tensor]:
-    """The state dict of one module of the method, whole and on the host, whatever number of ranks saved it.
-
-    path  as for load_weights; read by this process alone, which needs no process group
-    name  of the module within the method: "teacher.backbone" is DINOv2's EMA teacher
-
-    Raises FileNotFoundError where no checkpoint is, CheckpointError if it is damaged or has no such module.
-    """
-    folder = find_checkpoint(path)
-    _refuse_damage(folder, Distributed(torch.device("cpu")))
-    tensors = read_whole_tensors(folder, f"{METHOD_PREFIX}{name}.")
-    if not tensors:
-        raise CheckpointError(f"{folder} has no weights of a module {name!r}: it was trained by another method")
-    return tensors
+    tensors = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    read_tensors(folder, tensors, distributed, prefix=prefix)
+    return read_state(folder)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -314,8 +301,12 @@ def _refuse_damage(folder: Path, distributed: Distributed) -> None:
         raise CheckpointError(f"{fault}. Name an earlier checkpoint of the run, or restore this one from a copy")
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / _STATE).read_text(encoding="utf-8"))
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says besides its tensors. Raises CheckpointError."""
+    try:
+        return json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / _STATE} cannot be read: {error}") from None
 
 
 def _remove(path: Path) -> None:

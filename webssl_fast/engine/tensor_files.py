@@ -73,20 +73,6 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], distributed: Distr
     dcp.load(dict(tensors), storage_reader=reader, no_dist=distributed.world_size == 1)
 
 
-def read_whole_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors of `folder` under `prefix`, without it, whole and on the host; of one process, whoever wrote them."""
-    reader = HuggingFaceStorageReader(str(folder))
-    stored = reader.read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(form.size, dtype=form.properties.dtype)
-        for name, form in stored.items()
-        if name.startswith(prefix)
-    }
-    _accept_one_process()
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-
-
 def _accept_one_process() -> None:
     """Ends what DCP says of every save and load of one process; for good, since warnings.catch_warnings would undo what
     another thread does meanwhile."""
