@@ -66,7 +66,7 @@ def load_language_encoder(
     try:
         from transformers import AutoModel, AutoTokenizer
     except ImportError as error:
-        raise ConfigError("language models need transformers: pip install 'webssl_fast[eval]'") from error
+        raise ConfigError("language models need transformers: pip install 'webssl_fast[hf]'") from error
     path = Path(source).expanduser()
     folder, options = (str(path), {}) if path.is_dir() else (source, {})
     if path.suffix == ".gguf":
