@@ -18,6 +18,7 @@ from webssl_fast.data.index import Index, Location
 from webssl_fast.data.pipeline import EvalLoader
 from webssl_fast.data.read import SampleReader
 from webssl_fast.errors import UserError
+from webssl_fast.records import Preprocessing
 
 CLASSES = ["cat", "dog", "owl"]
 
@@ -68,7 +69,7 @@ def test_reads_from_many_threads(index: Index):
 
 
 def test_goes_through_the_loader(index: Index):
-    (batch,) = EvalLoader(index, DataConfig(), image_size_px=8, batch_size=12)
+    (batch,) = EvalLoader(index, DataConfig(), preprocessing=Preprocessing(resize_px=8, crop_px=8), batch_size=12)
     images, labels = batch[0], batch[1]
     assert labels.tolist() == [i % 3 for i in range(12)]
     assert (images.mean((1, 2, 3)).diff() > 0).all(), "each picture is brighter than the one before"

@@ -195,11 +195,26 @@ class KnnConfig(Config):
     batch_size: PositiveInt = 64
 
 
+class AlignmentConfig(Config):
+    """Mutual k-NN with language models on image-caption pairs (arXiv 2405.07987); Web-SSL: 1024 pairs of WiT."""
+
+    source: str = (
+        ""  # images with captions: Parquet files, shards with .txt, a folder with .txt files beside the images
+    )
+    language_models: tuple[str, ...] = ()  # folders, hub ids or .gguf files
+    num_samples: PositiveInt | None = None  # the first so many pairs; None: all
+    k: PositiveInt = 10
+    clamp: Literal["per_sample", "exact", "none"] = "per_sample"  # of outlying features, at the .95 quantile
+    language_precision: Literal["bf16", "fp32"] = "bf16"
+    batch_size: PositiveInt = 32
+
+
 class EvalConfig(Config):
     checkpoint: str = ""  # a run, a checkpoint, an official .pth, a Hugging Face folder or id; empty: output_dir
     every: PositiveInt | None = None  # steps between evaluations during training; None: only when asked for
     image_size_px: PositiveInt | None = None  # None: the encoder's own
     knn: KnnConfig = KnnConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
 
 
 class RunConfig(Config):
