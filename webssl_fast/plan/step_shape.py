@@ -83,21 +83,24 @@ def step_shape(config: RunConfig) -> StepShape:
         student=tuple((group.num * B, N) for group, N in zip(crops, lengths, strict=True)),
         kept=kept,
         teacher=((method.global_crops.num * B, lengths[0]),),
-        num_masked=round(_expected_masked(method, lengths[0] - 1, G) * (B // G)),
+        num_masked=round(_masked_patches(method, lengths[0] - 1, G) * (B // G)),
         dino_head=method.dino_head,
         ibot_head=method.ibot_head,
         sinkhorn_iterations=method.sinkhorn_iterations if method.target == "sinkhorn_knopp" else 1,
     )
 
 
-def _expected_masked(method: DinoV2Config, num_patches: int, group_size: int) -> float:
-    """Masked patches of a group: its masked crops draw a ratio each, evenly over `mask_ratio`, and round down; a mask
-    never covers more than half of the patches."""
+def _masked_patches(method: DinoV2Config, num_patches: int, group_size: int) -> float:
+    """Masked patches of a group, as expected: each of its masked crops draws a ratio from its own interval and rounds
+    down, and no mask covers more than half of the patches. With `fixed_masked_count` the upper bound."""
     num_crops = int(method.global_crops.num * group_size * method.mask_probability)
-    low, high = (ratio * num_patches for ratio in method.mask_ratio)
-    most = num_patches // 2
-    mean = (low + high) / 2
-    if high > most:  # the part of the ratios beyond the limit counts as the limit
-        share = (high - max(low, most)) / (high - low) if high > low else 1.0
-        mean = share * most + (1 - share) * (low + most) / 2
-    return num_crops * max(mean - 0.5, 0)
+    low, high = method.mask_ratio
+    width = (high - low) / max(num_crops, 1)
+    total = 0.0
+    for i in range(num_crops):
+        if method.fixed_masked_count:
+            patches = float(int(num_patches * (low + width * (i + 1))))
+        else:
+            patches = max(num_patches * (low + width * (i + 0.5)) - 0.5, 0)
+        total += min(patches, num_patches // 2)
+    return total
