@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from tests.plan.small_runs import method_of, noise_batch, optimizer_of, small_config, take_step
 from webssl_fast.config.schema import RunConfig
-from webssl_fast.plan.memory import Memory, ParameterCounts, memory_choices, step_memory
+from webssl_fast.engine import sharding
+from webssl_fast.engine.distributed import Distributed
+from webssl_fast.methods.dinov2 import DinoV2
+from webssl_fast.plan.memory import Memory, memory_choices, step_memory
 from webssl_fast.plan.step_shape import step_shape
 from webssl_fast.recipes.plan import parameter_counts
+from webssl_fast.recipes.setup import describe_method
 
 TOLERANCE = 0.1
+TINY = {"preset": "vit_tiny_patch14", "num_images": 2}
 
 
 class Tracker(MemTracker):
@@ -25,40 +35,104 @@ class Tracker(MemTracker):
         trained = all(p.requires_grad for p in module.parameters())
         return super()._track_module_params_and_buffers(module, install_grad_hooks and trained)
 
-    def total(self, when: str = "current") -> int:
-        return self.get_tracker_snapshot(when)[torch.device("cpu")]["Total"]
 
-
-def tracked_bytes(config: RunConfig) -> tuple[int, int]:
-    """Of a real step: the peak, and what is alive after the backward."""
-    method = method_of(config)
-    batch = noise_batch(config, method)
-    optimizer = optimizer_of(config, method)
+def tracked_peak(config: RunConfig, method: DinoV2, distributed: Distributed) -> int:
+    """Bytes of a real step on this rank."""
+    batch = noise_batch(config, method, distributed.rank)
+    optimizer = optimizer_of(config, method, distributed)
     tracker = Tracker()
     tracker.track_external(method, optimizer._adamw, *batch.crops, *batch.host.values())
     with tracker:
         take_step(config, method, batch, optimizer)
-    return tracker.total("peak"), tracker.total()
+    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
 
-def planned(config: RunConfig) -> Memory:
-    return step_memory(step_shape(config), parameter_counts(config), memory_choices(config, 1, on_gpu=False))
+def planned(config: RunConfig, num_ranks: int = 1) -> Memory:
+    choices = memory_choices(config, num_ranks, on_gpu=False)
+    return step_memory(step_shape(config), parameter_counts(config), choices)
 
 
-CASES = {
-    "nano": {"drop_path_rate": 0.0},
-    "nano, drop-path": {"num_images": 6},
-    "nano, bf16": {"precision": "bf16"},
-    "nano, many prototypes": {"num_prototypes": 16384},
-    "tiny": {"preset": "vit_tiny_patch14", "drop_path_rate": 0.0, "num_images": 2},
-    "tiny, drop-path": {"preset": "vit_tiny_patch14"},
-    "tiny, drop-path, bf16": {"preset": "vit_tiny_patch14", "precision": "bf16"},
-    "small, drop-path": {"preset": "vit_small_patch14", "num_images": 2},
-}
+def checkpoint_blocks(method: DinoV2, mode: str) -> None:
+    """Selective keeps the results of linear layers and of attention."""
+    aten = torch.ops.aten
+    kept = (aten.mm.default, aten.addmm.default, aten._scaled_dot_product_flash_attention_for_cpu.default)
+
+    def policy(context, op, *args, **kwargs):
+        return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    options = {"context_fn": partial(create_selective_checkpoint_contexts, policy)} if mode == "selective" else {}
+    for block in method.student.backbone.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_peak_is_what_mem_tracker_finds(case):
-    config = small_config(**CASES[case])
-    peak, _ = tracked_bytes(config)
+def check_peak(choices: dict, mode: str = "none") -> None:
+    config = small_config(**choices, activation_checkpointing=mode)
+    method = method_of(config)
+    if mode != "none":
+        checkpoint_blocks(method, mode)
+    peak = tracked_peak(config, method, Distributed(torch.device("cpu")))
     assert planned(config).peak == pytest.approx(peak, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{"drop_path_rate": 0.0}, {"num_images": 6}, {"precision": "bf16"}, {"num_prototypes": 16384}],
+    ids=str,
+)
+def test_peak_is_what_torch_tracks(choices):
+    check_peak(choices)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_peak_under_activation_checkpointing(mode):
+    check_peak({}, mode)
+
+
+def test_peak_of_a_deeper_network():
+    check_peak({**TINY, "drop_path_rate": 0.0})
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_peak_of_a_deeper_network_under_every_choice(precision, mode):
+    check_peak({**TINY, "precision": precision}, mode)
+
+
+def check_peak_of_two_ranks(choices: dict) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.plan.test_memory", json.dumps(choices)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    peak = json.loads(done.stdout.splitlines()[-1])["peak"]
+    assert planned(small_config(world_size=2, **choices), 2).peak == pytest.approx(peak, rel=TOLERANCE)
+
+
+def test_peak_of_two_ranks():
+    check_peak_of_two_ranks({"num_images": 2, "num_prototypes": 16384})
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("choices", [TINY, {**TINY, "precision": "bf16"}], ids=str)
+def test_peak_of_two_ranks_with_a_deeper_network(choices):
+    check_peak_of_two_ranks(choices)
+
+
+def main(choices: dict) -> None:
+    """One of two gloo ranks with FSDP2; the first prints its peak."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    distributed = Distributed(torch.device("cpu"), rank, 2, rank, 2)
+    config = small_config(world_size=2, **choices)
+    method = describe_method(config)
+    sharding.materialize(method, config.seed, distributed, config.train.precision)
+    peak = tracked_peak(config, method, distributed)
+    if rank == 0:
+        print(json.dumps({"peak": peak}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

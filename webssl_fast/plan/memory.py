@@ -24,12 +24,11 @@ _QUANTISED_MOMENTS = 2 * (1 + 4 / 2048)  # bytes a parameter: two codes, and the
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """`largest_unit`: of what FSDP2 gathers at once (a block, a head, or the rest of the backbone)."""
+    """Of the student; `block`: one block of the backbone."""
 
     backbone: int
     heads: int
     block: int
-    largest_unit: int
 
     @property
     def student(self) -> int:
@@ -200,15 +199,15 @@ def _gathered(parameters: ParameterCounts, choices: MemoryChoices, *, in_backwar
         total += (parameters.block if in_backward else parameters.student) * choices.compute
     if choices.num_shards == 1:
         return total
-    # The unit at work, those ahead of it, and the buffer from which the next one is copied out.
-    unit = parameters.largest_unit * gathered_bytes
-    units = 2 + choices.prefetch_blocks
-    if not choices.reshard_after_forward and not in_backward:
-        total += parameters.student * gathered_bytes
+    # The block at work, those ahead of it, and the buffer from which the next one is copied out. At both moments the
+    # heads, whose turn is over, are sharded again.
+    block = parameters.block * gathered_bytes
+    if choices.reshard_after_forward or in_backward:
+        total += (2 + choices.prefetch_blocks) * block
     else:
-        total += units * unit
-    if in_backward:  # a unit's gradients, and the fp32 buffers of two reductions
-        total += unit + 2 * parameters.largest_unit * _FP32
+        total += parameters.student * gathered_bytes
+    if in_backward:  # a block's gradients, and the fp32 buffers of two reductions
+        total += block + 2 * parameters.block * _FP32
     return total
 
 

@@ -46,7 +46,6 @@ def parameter_counts(config: RunConfig) -> ParameterCounts:
     """Of a resolved config, counted on the method itself, made on the meta device."""
     student = describe_method(config).student
     backbone = num_parameters(student.backbone)
-    heads = [num_parameters(student.dino_head), num_parameters(student.ibot_head)]
+    heads = num_parameters(student.dino_head) + num_parameters(student.ibot_head)
     block = num_parameters(student.backbone.blocks[0])
-    rest = backbone - block * len(student.backbone.blocks)
-    return ParameterCounts(backbone, sum(heads), block, max(block, rest, *heads))
+    return ParameterCounts(backbone, heads, block)
