@@ -24,8 +24,8 @@ from webssl_fast.recipes.plan import planned_run
 ROOT = Path(__file__).parent.parent
 _PLANNED = re.compile(r"^# (webssl (plan .*))\n#   .*$", re.MULTILINE)
 
-# DINOv3's 7B as its public configuration has it: patches of 16 pixels, 4 register tokens, crops of 256 and 112 pixels, 16
-# images a GPU, drop-path 0.4 over the sequences of a GPU, half of the global crops masked by 10 to 50%.
+# DINOv3's 7B as its public configuration has it: patches of 16 pixels, 4 register tokens, crops of 256 and 112 pixels,
+# 16 images a GPU, drop-path 0.4 over the sequences of a GPU, half of the global crops masked by 10 to 50%.
 DINOV3_7B = StepShape(
     num_images=16,
     group_size=16,

@@ -66,10 +66,11 @@ Prints the scores and writes eval.json into output_dir.""",
   memory of a GPU     by what holds it, by the mode of activation checkpointing, and whether it fits
   FLOPs               of an image, split by part; drop-path counts as executed
   time                of a step and of the whole run, at an MFU, and GPU-hours
-Where a run does not fit it names the least change that would do: checkpointing, smaller passes, more GPUs, 8-bit moments.
+Where a run does not fit it names the least change that would do: checkpointing, smaller passes, more GPUs, moments in
+8 bits.
 
-Memory is computed and leaves out what an allocator loses; a GPU counts with the 10^9 bytes of its data sheet. The MFU is
-an assumption, 0.3 to 0.5 by the network's width after published runs of DINOv2 and DINOv3.""",
+Memory is computed and leaves out what an allocator loses; a gigabyte of a GPU counts as 10^9 bytes. The MFU is an
+assumption, 0.3 to 0.5 by the network's width after published runs of DINOv2 and DINOv3.""",
     )
     _config_arguments(plan)
     plan.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs of the run, over all hosts")

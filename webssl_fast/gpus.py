@@ -1,4 +1,4 @@
-"""GPUs as data: what a plan and the metrics need to know of one.
+"""GPUs as data: what a plan and the metrics need to know of one. Imports nothing of ours.
 
 Figures are NVIDIA's, from the data sheet that each line names; peaks are dense bf16 on tensor cores, without sparsity.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from webssl_fast.errors import ConfigError
 
 @dataclass(frozen=True)
 class GPU:
@@ -35,13 +34,6 @@ GPUS = {
     "a100-80": GPU("A100", 80, 312.0, "A100 data sheet, 80 GB"),
     "b200": GPU("B200", 180, 2250.0, "Blackwell data sheet, HGX B200: an eighth of 1.4 TB and of 18 PFLOP/s dense"),
 }
-
-
-def gpu(name: str) -> GPU:
-    """The GPU of that name; ConfigError with the known names otherwise."""
-    if name not in GPUS:
-        raise ConfigError(f"--gpu: no GPU {name!r} in the table of webssl_fast/gpus.py; known: {', '.join(sorted(GPUS))}")
-    return GPUS[name]
 
 
 def gpu_of_device(device_name: str) -> GPU | None:

@@ -35,7 +35,9 @@ def small_config(
             dino_head=HeadConfig(hidden_dim=256, bottleneck_dim=64, num_prototypes=num_prototypes),
             ibot_head=HeadConfig(hidden_dim=256, bottleneck_dim=32, num_prototypes=num_prototypes),
         ),
-        train=TrainConfig(global_batch_size=num_images * world_size, group_size=num_images, **{"precision": "fp32", **train}),
+        train=TrainConfig(
+            global_batch_size=num_images * world_size, group_size=num_images, **{"precision": "fp32", **train}
+        ),
     )
     return resolve(config, world_size=world_size, device="cpu")
 

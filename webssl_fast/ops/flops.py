@@ -8,7 +8,8 @@ Importing this module registers them, together with torch's attention on CPUs (t
 A multiplication, an addition, a maximum and an exponential count 1 each. The backward of attention counts 5 products
 where the forward has 2, since the fused kernels compute the scores again.
 
-Dimensions: N tokens of a sequence, H heads, d head width, R rows, S student rows, M pairs of a student row, K prototypes.
+Dimensions: N tokens of a sequence, D width, R rows, S student rows, M pairs of a student row, K
+prototypes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from webssl_fast.ops import prototype_cross_entropy, sinkhorn_knopp  # noqa: F40
 
 
 def attention_flops(num_sequences: int, length: int, width: int) -> int:
-    """Forward: q k^T and p v, each 2 N^2 d for each head and sequence. `width` is H d."""
+    """Forward: q k^T and p v, each 2 N^2 d for each head and sequence. `width` is that of all heads."""
     return 4 * num_sequences * length**2 * width
 
 
@@ -74,11 +75,11 @@ def _register() -> None:
 
     @register_flop_formula(webssl.sinkhorn_column_pass)
     def _(logits_RK, *args, out_shape=None, **kwargs) -> int:
-        return sinkhorn_column_pass_flops(*logits_RK)
+        return sinkhorn_column_pass_flops(logits_RK[0], logits_RK[1])
 
     @register_flop_formula(webssl.sinkhorn_row_pass)
     def _(logits_RK, temperature, potential_K, row_mask_R, with_column_sums, *args, out_shape=None, **kwargs) -> int:
-        return sinkhorn_row_pass_flops(*logits_RK, with_column_sums)
+        return sinkhorn_row_pass_flops(logits_RK[0], logits_RK[1], with_column_sums)
 
     @register_flop_formula(webssl.prototype_cross_entropy)
     def _(logits_SK, teacher_RK, row_R, potential_K, rows_SM, weights_SM, *args, out_shape=None, **kwargs) -> int:

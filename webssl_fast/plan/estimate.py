@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.errors import ConfigError
-from webssl_fast.gpus import GPU
+from webssl_fast.gpus import GPU, GPUS
 from webssl_fast.plan.flops import micro_batch_flops, recomputed_flops
 from webssl_fast.plan.memory import CHECKPOINTING, Memory, ParameterCounts, memory_choices, step_memory
 from webssl_fast.plan.step_shape import StepShape, step_shape
@@ -51,9 +51,12 @@ class Estimate:
     config: RunConfig
     parameters: ParameterCounts
     gpu_name: str
-    gpu: GPU
     num_gpus: int
     mfu: float
+
+    @property
+    def gpu(self) -> GPU:
+        return GPUS[self.gpu_name]
 
     @cached_property
     def shape(self) -> StepShape:
@@ -114,18 +117,21 @@ def estimate(
     config: RunConfig,
     parameters: ParameterCounts,
     gpu_name: str,
-    gpu: GPU,
     num_gpus: int,
     mfu: float | None = None,
 ) -> Estimate:
     """`config`: as loaded or resolved. `mfu`: None takes the default for the network's width.
 
-    ConfigError where the batch does not divide among so many GPUs, or a number is out of range.
+    ConfigError for an unknown GPU, a batch that does not divide among so many, a number out of range.
     """
+    if gpu_name not in GPUS:
+        raise ConfigError(
+            f"--gpu: no {gpu_name!r} in the table of webssl_fast/gpus.py; known: {', '.join(sorted(GPUS))}"
+        )
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu is {mfu}; it is a share of the peak, greater than 0 and at most 1")
     resolved = resolved_for(config, num_gpus)
-    return Estimate(resolved, parameters, gpu_name, gpu, num_gpus, mfu or default_mfu(step_shape(resolved).width))
+    return Estimate(resolved, parameters, gpu_name, num_gpus, mfu or default_mfu(step_shape(resolved).width))
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ def remedies(config: RunConfig, failed: Estimate) -> list[Remedy]:
         if kind in found:
             continue
         changed = _with(config, overrides)
-        candidate = estimate(changed, failed.parameters, failed.gpu_name, failed.gpu, num_gpus, failed.mfu)
+        candidate = estimate(changed, failed.parameters, failed.gpu_name, num_gpus, failed.mfu)
         if candidate.fits:
             settings = tuple(f"{key}={value}" for key, value in overrides.items())
             found[kind] = Remedy(kind, settings, candidate)

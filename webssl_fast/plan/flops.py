@@ -1,7 +1,7 @@
 """FLOPs of a training step, part by part, as executed: what drop-path drops is not counted.
 
-A linear layer with P weights costs 2 P FLOPs a token forward, and twice that backward (the gradients of its input and of
-its weights). torch's FlopCounterMode counts the same (tests/plan/test_flops.py).
+A linear layer with P weights costs 2 P FLOPs a token forward, and twice that backward (the gradients of its input and
+of its weights). torch's FlopCounterMode counts the same (tests/plan/test_flops.py).
 
 Dimensions: B images of a micro-batch, N tokens of a sequence, D width, R rows, K prototypes.
 """
@@ -92,7 +92,7 @@ def _attention_backward(shape: StepShape, groups: Groups) -> int:
 
 
 def _heads(shape: StepShape) -> list[tuple[HeadConfig, int, int, list[tuple[int, int]]]]:
-    """Of each head: its config, rows of student and teacher, and (student rows, pairs of each) of its cross-entropies."""
+    """Of each head: its config, rows of student and teacher, (student rows, pairs of each) of its cross-entropies."""
     num_global = shape.num_teacher_crops
     num_local = shape.num_student_crops - num_global
     dino_losses = [(num_global, 1), (num_local, 2)]

@@ -1,8 +1,8 @@
 """Memory of one rank in a training step, by what holds it, at the two moments that can be the peak.
 
 A step's memory has its peak either where the student's forward has ended, when every activation is alive, or where the
-backward ends, when every gradient is; in between, each block trades one for the other. torch's MemTracker finds the same
-(tests/plan/test_memory.py). What an allocator loses to fragmentation is not in it.
+backward ends, when every gradient is; in between, each block trades one for the other. torch's MemTracker finds the
+same (tests/plan/test_memory.py). What an allocator loses to fragmentation is not in it.
 
 Dimensions: T packed tokens, T' of them kept by drop-path, D width, F hidden width of the SwiGLU, H heads, R rows, K
 prototypes.

@@ -90,6 +90,10 @@ def as_text(plan: Estimate, by_checkpointing: dict[str, Estimate], changes: list
         ),
         f"  {'total':28} {plan.flops_per_image / 1e12:9.3f}",
     ]
+    if train.fp8 != "none":
+        lines.append(
+            "  FP8 counts as bf16 here: its faster products and its copies of the weights are not in this plan"
+        )
     if plan.recomputed_flops_per_image:
         lines.append(f"  {'computed again (not in MFU)':28} {plan.recomputed_flops_per_image / 1e12:9.3f}")
     flops_per_step = plan.flops_per_image * train.global_batch_size
@@ -123,7 +127,10 @@ def _verdict(plan: Estimate, changes: list[Remedy]) -> list[str]:
         return [f"fits: {peak:.1f} of {room:.1f} GiB"]
     lines = [f"DOES NOT FIT: {peak:.1f} of {room:.1f} GiB"]
     if not changes:
-        return [*lines, "  Neither checkpointing, smaller passes, more GPUs nor 8-bit moments would do; take a smaller model."]
+        return [
+            *lines,
+            "  Neither checkpointing, smaller passes, more GPUs nor 8-bit moments would do; take a smaller model.",
+        ]
     for i, change in enumerate(changes):
         others = change.estimate
         where = f"--gpus {others.num_gpus} " if others.num_gpus != plan.num_gpus else ""
@@ -132,5 +139,7 @@ def _verdict(plan: Estimate, changes: list[Remedy]) -> list[str]:
             f"{others.memory.peak / GIB:.1f} GiB, {others.days:,.1f} days"
         )
     if any("micro_batch_size" in word for change in changes for word in change.overrides):
-        lines.append("  Smaller passes balance Sinkhorn-Knopp over fewer images: another objective (see config/schema.py).")
+        lines.append(
+            "  Smaller passes balance Sinkhorn-Knopp over fewer images: another objective (see config/schema.py)."
+        )
     return lines

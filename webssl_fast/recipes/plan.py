@@ -8,7 +8,8 @@ from pathlib import Path
 
 from webssl_fast.config.load import load_config
 from webssl_fast.config.schema import RunConfig
-from webssl_fast.gpus import gpu
+from webssl_fast.errors import ConfigError
+from webssl_fast.methods.dinov2 import DinoV2
 from webssl_fast.plan import words
 from webssl_fast.plan.estimate import Estimate, estimate, remedies, resolved_for
 from webssl_fast.plan.memory import CHECKPOINTING, ParameterCounts
@@ -39,12 +40,16 @@ def plan(
 def planned_run(config: RunConfig, gpu_name: str, num_gpus: int, mfu: float | None = None) -> Estimate:
     """The estimate of a config as loaded."""
     resolved = resolved_for(config, num_gpus)
-    return estimate(config, parameter_counts(resolved), gpu_name, gpu(gpu_name), num_gpus, mfu)
+    return estimate(config, parameter_counts(resolved), gpu_name, num_gpus, mfu)
 
 
 def parameter_counts(config: RunConfig) -> ParameterCounts:
-    """Of a resolved config, counted on the method itself, made on the meta device."""
-    student = describe_method(config).student
+    """Of a resolved config, counted on the method itself, made on the meta device. ConfigError for a method whose step
+    webssl_fast/plan does not know."""
+    method = describe_method(config)
+    if not isinstance(method, DinoV2):
+        raise ConfigError(f"method.name is {config.method.name}, but plans are made for dinov2 only")
+    student = method.student
     backbone = num_parameters(student.backbone)
     heads = num_parameters(student.dino_head) + num_parameters(student.ibot_head)
     block = num_parameters(student.backbone.blocks[0])
