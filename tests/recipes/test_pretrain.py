@@ -31,4 +31,4 @@ def test_mfu_counts_the_flops_of_the_plan(tmp_path, monkeypatch):
     overrides = [f"data.source={tmp_path}", f"output_dir={tmp_path / 'run'}", "train.device=cpu"]
     pretrain(SMOKE, overrides)
     config = resolve(load_config(SMOKE, overrides), world_size=1, device="cpu")
-    assert handed["flops_per_image"] == pytest.approx(flops_per_image(config)) and flops_per_image(config) > 1e8
+    assert handed["flops_per_image"] == pytest.approx(flops_per_image(config)) and flops_per_image(config) > 1e7
