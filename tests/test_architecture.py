@@ -38,6 +38,8 @@ LEVELS = {
     "records": 0,
     "schedules": 0,
     "draws": 0,
+    "rounding": 0,
+    "shards": 0,
     "errors": 0,
 }
 EXEMPT_IMPORTS = {

@@ -30,7 +30,7 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
         method = describe_method(config)
         index = Index.open(config.data.source)
         knn_sources = KnnSources.open(config) if config.eval.knn.train_source else None
-        sharding.materialize(method, config.seed, ranks, config.train.precision)
+        sharding.materialize(method, config.seed, ranks, config.train)
         if config.method.init_from:
             load_weights(config.method.init_from, method, ranks)
 
@@ -65,6 +65,7 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
                 train_config=config.train,
                 optim_config=config.optim,
                 output_dir=output_dir,
+                seed=config.seed,
                 facts={"seed": config.seed},
                 num_samples=len(index),
                 evaluate=evaluate if knn_sources else None,
