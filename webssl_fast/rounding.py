@@ -1,8 +1,8 @@
 """Stochastic rounding from fp32 to bf16: up or down with the probability that makes the mean right.
 
-bf16 has 8 significant bits, so an update below 2^-9 of a weight is lost when it is rounded to nearest, every time. The
-random bits are a hash of (key, element): a run resumes bit for bit and rounds alike on any number of ranks, and no
-generator's state exists.
+bf16 has 8 significant bits: an update below half of their spacing (2^-9 of a weight, or less) is lost when rounded to
+nearest, every time. The random bits are a hash of (key, element): a run resumes bit for bit and rounds alike on any
+number of ranks, and no generator's state exists.
 
 Dimensions: E elements of a shard.
 """
