@@ -21,7 +21,7 @@ def make(**overrides) -> VisionTransformer:
         name: value + torch.empty(value.shape).normal_(std=0.05, generator=generator)
         for name, value in model.unpadded_state_dict().items()
     }
-    model.load_unpadded_state_dict(state)
+    model.assign_unpadded(state)
     return model
 
 
@@ -174,7 +174,7 @@ def test_swiglu_padding_changes_nothing_and_exports_exactly():
         assert not block.mlp.w12.bias.view(2, wide)[:, hidden:].any() and block.mlp.w12.bias.any()
         assert not block.mlp.w3.weight[:, hidden:].any()
     again = make(swiglu_pad_multiple=64)
-    again.load_unpadded_state_dict(exported)
+    again.assign_unpadded(exported)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in padded.state_dict().items())
     plain.load_state_dict(exported)
     with torch.no_grad():

@@ -161,7 +161,7 @@ class ShardingConfig(Config):
 class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
-    fp8: Literal["none", "teacher", "both"] = "none"  # the blocks' linear layers in FP8, through torchao
+    fp8: Literal["none", "teacher", "both"] = "none"  # the blocks' linear layers, by torchao; wants compile_blocks
     fp8_scaling: Literal["rowwise", "tensorwise"] = "rowwise"  # rowwise keeps the weights' gradients in bf16
     # bf16 rounds stochastically at each update, since rounding to nearest loses small ones: a bf16 EMA stands still.
     student_weights: Literal["fp32", "bf16"] = "fp32"  # bf16 needs optim.implementation=torchao_8bit

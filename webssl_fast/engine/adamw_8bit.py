@@ -48,7 +48,6 @@ class AdamW8bit(torch.optim.Optimizer):
 
         Raises UserError where torchao is missing.
         """
-        _quantiser()
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
         self._betas, self._eps, self._seed = betas, eps, seed
         self._wholes = dict(wholes)
@@ -56,6 +55,7 @@ class AdamW8bit(torch.optim.Optimizer):
         self.step_index = 0  # of the whole run; set before each step
         for shard, (_, whole) in self._wholes.items():
             self.state[shard] = _initial_state(shard, block_size(whole.shape))
+        self._maps = _quantisation_maps(next(iter(self._wholes)).device)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -85,10 +85,9 @@ class AdamW8bit(torch.optim.Optimizer):
                 if "exp_avg" in state:
                     _update(weight_E, grad_E, state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1), step)
                 else:
-                    maps = _quantisation_maps(shard.device)
                     m, v = (
                         _Quantised(state[f"{name}_codes"].view(-1), state[f"{name}_scales"].view(-1), map_)
-                        for name, map_ in zip(("exp_avg", "exp_avg_sq"), maps, strict=True)
+                        for name, map_ in zip(("exp_avg", "exp_avg_sq"), self._maps, strict=True)
                     )
                     _update_8bit(weight_E, grad_E, m, v, step)
 
@@ -185,7 +184,6 @@ def _quantiser() -> Any:
     return quant_utils
 
 
-@cache
 def _quantisation_maps(device: torch.device) -> tuple[Tensor, Tensor]:
     """What the 256 codes of a signed and of an unsigned tensor stand for, as shares of a block's scale."""
     maps = [torch.tensor(_quantiser().create_dynamic_map(signed=signed)) for signed in (True, False)]

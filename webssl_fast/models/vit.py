@@ -17,7 +17,7 @@ from webssl_fast.errors import ConfigError
 from webssl_fast.models import swiglu_padding
 from webssl_fast.models.block import Block, Groups, KeptSequences
 from webssl_fast.models.embed import PatchEmbed, interpolate_pos_embed
-from webssl_fast.models.init import constant, normal, truncated_normal, uniform
+from webssl_fast.models.init import assign, constant, normal, truncated_normal, uniform
 from webssl_fast.models.presets import preset, swiglu_hidden_dim
 from webssl_fast.records import Features
 
@@ -36,14 +36,14 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.width, self.depth, self.patch_size = size.width, size.depth, size.patch_size
         num_patches = (config.image_size_px // size.patch_size) ** 2
-        self.hidden_dim = swiglu_hidden_dim(size.width)
-        self.padded_dim = swiglu_hidden_dim(size.width, config.swiglu_pad_multiple)
+        self.unpadded_hidden_dim = swiglu_hidden_dim(size.width)
+        hidden_dim = swiglu_hidden_dim(size.width, config.swiglu_pad_multiple)
 
         self.patch_embed = PatchEmbed(size.width, size.patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, size.width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + num_patches, size.width))
         self.mask_token = nn.Parameter(torch.empty(1, size.width))
-        self.blocks = nn.ModuleList(Block(size.width, size.num_heads, self.padded_dim) for _ in range(size.depth))
+        self.blocks = nn.ModuleList(Block(size.width, size.num_heads, hidden_dim) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width, eps=1e-6)
 
     def forward(
@@ -90,9 +90,9 @@ class VisionTransformer(nn.Module):
             elif name == "cls_token":
                 normal(p, key, std=1e-6)
             elif name.endswith("w12.weight"):
-                truncated_normal(p, key, 0.02, (2 * self.hidden_dim, self.width), partial(self._pad, name))
+                truncated_normal(p, key, 0.02, (2 * self.unpadded_hidden_dim, self.width), partial(self._pad, name))
             elif name.endswith("w3.weight"):
-                truncated_normal(p, key, 0.02, (self.width, self.hidden_dim), partial(self._pad, name))
+                truncated_normal(p, key, 0.02, (self.width, self.unpadded_hidden_dim), partial(self._pad, name))
             elif name == "pos_embed" or name.endswith(("qkv.weight", "proj.weight")):
                 truncated_normal(p, key, std=0.02)
             elif name.endswith("gamma"):
@@ -105,14 +105,19 @@ class VisionTransformer(nn.Module):
     def unpadded_state_dict(self) -> dict[str, Tensor]:
         """The weights without the SwiGLU's padding, as models of the preset's own hidden size have them; the tensors
         must be whole. ValueError if padding is not zero."""
-        return swiglu_padding.map_state(swiglu_padding.unpad, self.state_dict(), self.hidden_dim, self.padded_dim)
+        return swiglu_padding.map_state(swiglu_padding.unpad, self.state_dict(), *self._hidden_dims())
 
-    def load_unpadded_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up weights of the preset's own hidden size; the inverse of `unpadded_state_dict`."""
-        self.load_state_dict(swiglu_padding.map_state(swiglu_padding.pad, state, self.hidden_dim, self.padded_dim))
+    @torch.no_grad()
+    def assign_unpadded(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up weights of the preset's own hidden size, of any float dtype; a sharded parameter keeps its shard."""
+        for name, parameter in self.named_parameters():
+            assign(parameter, self._pad(name, state[name]))
+
+    def _hidden_dims(self) -> tuple[int, int]:
+        return self.unpadded_hidden_dim, swiglu_hidden_dim(self.width, self.config.swiglu_pad_multiple)
 
     def _pad(self, name: str, whole: Tensor) -> Tensor:
-        return swiglu_padding.pad(name, whole, self.hidden_dim, self.padded_dim)
+        return swiglu_padding.pad(name, whole, *self._hidden_dims())
 
 
 class Encoder(nn.Module):

@@ -52,6 +52,7 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
             prefetch_batches=config.data.prefetch_batches,
             num_threads=loader_threads(config.data, config.data.prefetch_batches, torch.get_num_threads()),
             output_dir=str(output_dir),
+            pin_memory=ranks.device.type == "cuda",
         ) as loader:
 
             def evaluate(step: int) -> dict[str, float]:
