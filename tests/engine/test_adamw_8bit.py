@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.engine.toy_method import ToyLoader, ToyMethod
 from webssl_fast.config.schema import OptimConfig
+from webssl_fast.engine import adamw_8bit
 from webssl_fast.engine.adamw_8bit import AdamW8bit, block_size
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
@@ -63,6 +65,27 @@ def test_takes_the_first_steps_of_torchao():
     torch.testing.assert_close(weight, twin, rtol=1e-5, atol=1e-6)
     same = (other.state[twin]["exp_avg"].codes == optimizer.state[weight]["exp_avg_codes"]).float().mean()
     assert same > 0.999  # a value on the edge between two codes may fall either way
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_gpu_compiles_is_one_graph_that_computes_the_same(dtype, monkeypatch):
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(adamw_8bit._update_8bit.__wrapped__, dynamic=True, fullgraph=True, backend=graphs)
+    for shape in ((64, 128), (32, 256), (16, 2048)):
+        eager, optimizer = make(shape, dtype)
+        fused, other = make(shape, dtype)
+        for step in range(3):
+            grad = torch.randn(shape)
+            take(optimizer, eager, grad, step)
+            with monkeypatch.context() as patch:
+                patch.setattr(adamw_8bit, "_update_8bit", compiled)
+                take(other, fused, grad, step)
+        torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-6)
+        codes = [o.state[w]["exp_avg_codes"] for o, w in ((optimizer, eager), (other, fused))]
+        assert (codes[0] == codes[1]).float().mean() > 0.999
+    assert graphs.frame_count <= 2  # and not one for each of the three shapes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

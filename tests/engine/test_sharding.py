@@ -15,7 +15,7 @@ from tests.engine.comparison import metrics_of
 from tests.engine.dinov2_run import NUM_STEPS, run_dinov2
 from tests.engine.ranks import alone, run_ranks
 from tests.methods.tiny import tiny_method
-from webssl_fast.config.schema import DinoV2Config, ModelConfig, OptimConfig, TrainConfig
+from webssl_fast.config.schema import ModelConfig, OptimConfig, TrainConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.sharding import materialize
 from webssl_fast.methods.dinov2 import DinoV2
@@ -149,12 +149,12 @@ def test_a_rank_holds_its_shard_alone():
 
 
 def peak_of_rank(distributed):
-    """Host memory that materialising ViT-B's student and teacher took at most, and their size, in bytes."""
+    """Host memory that materialising a ViT-B student and teacher took at most, and their size, in bytes."""
     import resource
 
     with torch.device("meta"):
         method = DinoV2(
-            DinoV2Config(),
+            tiny_method(init=False).config,
             ModelConfig(preset="vit_base_patch14"),
             OptimConfig(),
             num_steps=NUM_STEPS,
@@ -170,4 +170,4 @@ def peak_of_rank(distributed):
 @pytest.mark.nightly
 def test_no_rank_ever_holds_everything():
     for peak, whole in run_ranks(2, peak_of_rank):
-        assert whole / 2 <= peak < 0.8 * whole
+        assert whole / 2 <= peak < 0.75 * whole  # plus whole copies of one tensor at a time

@@ -3,8 +3,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from webssl_fast.methods import ema
 from webssl_fast.methods.ema import copy_parameters, ema_update
+from webssl_fast.rounding import rounding_key
 
 
 def twins(average_dtype, source_dtype):
@@ -38,6 +41,20 @@ def test_bf16_average_stands_still_to_nearest_and_moves_when_rounded_stochastica
     assert torch.equal(nearest.double(), start)
     covered = ((average.weight.detach().double() - start) / (target - start)).mean().item()
     assert covered == pytest.approx(1 - momentum**num_steps, abs=0.03)
+
+
+@pytest.mark.nightly
+def test_what_a_gpu_compiles_is_one_graph_that_computes_the_same():
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(ema._lerp_bf16_.__wrapped__, dynamic=True, fullgraph=True, backend=graphs)
+    for step, size in enumerate((1000, 64, 4097)):
+        average, source = torch.randn(size).bfloat16(), torch.randn(size)
+        fused, weight, key = average.clone(), torch.tensor(0.01 * (step + 1)), rounding_key(0, "ema", step, "x")
+        ema._lerp_bf16_(average, source, weight, key, 1000 * step)
+        compiled(fused, source, weight, key, 1000 * step)
+        assert torch.equal(average, fused)
+    assert graphs.frame_count <= 2  # a first element of 0 is another graph
 
 
 def test_bf16_average_is_a_function_of_seed_and_step():

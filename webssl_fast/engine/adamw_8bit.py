@@ -172,7 +172,6 @@ def _adamw(weight_E: Tensor, grad_E: Tensor, m_E: Tensor, v_E: Tensor, step: _St
     return new_E, m_E, v_E
 
 
-@cache
 def _quantiser() -> Any:
     try:
         from torchao.optim import quant_utils
