@@ -40,6 +40,8 @@ LEVELS = {
     "schedules": 0,
     "draws": 0,
     "gpus": 0,
+    "rounding": 0,
+    "shards": 0,
     "errors": 0,
 }
 EXEMPT_IMPORTS = {

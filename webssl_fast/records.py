@@ -92,6 +92,17 @@ class Batch:
             self.num_bad,
         )
 
+    def pinned(self) -> Batch:
+        """The same in page-locked memory: a copy from any other makes the host wait for the GPU."""
+        return Batch(
+            self.positions,
+            self.sample_ids,
+            [c.pin_memory() for c in self.crops],
+            self.labels.pin_memory(),
+            {k: v.pin_memory() for k, v in self.host.items()},
+            self.num_bad,
+        )
+
 
 @dataclass(frozen=True)
 class Features:

@@ -104,7 +104,7 @@ def test_a_7b_on_one_gpu_needs_moments_in_8_bits():
         (0, [], None, "--gpus is 0; it must be at least 1"),
         (100, [], None, "does not divide among 100 ranks"),
         (256, [], 1.5, "--mfu is 1.5"),
-        (256, ["train.sharding.num_replicas=3"], None, "num_replicas is 3, which does not divide --gpus 256"),
+        (256, ["train.sharding.num_replicas=3"], None, "num_replicas is 3, which does not divide 256 ranks"),
     ],
 )
 def test_mistakes_are_explained(num_gpus, overrides, mfu, expected):

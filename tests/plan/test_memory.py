@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from tests.plan.small_runs import method_of, noise_batch, optimizer_of, small_config, take_step
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.engine import sharding
+from webssl_fast.engine.blocks import checkpoint_blocks
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.methods.dinov2 import DinoV2
 from webssl_fast.plan.memory import Memory, memory_choices, step_memory
@@ -52,24 +51,10 @@ def planned(config: RunConfig, num_ranks: int = 1) -> Memory:
     return step_memory(step_shape(config), parameter_counts(config), choices)
 
 
-def checkpoint_blocks(method: DinoV2, mode: str) -> None:
-    """Selective keeps the results of linear layers and of attention."""
-    aten = torch.ops.aten
-    kept = (aten.mm.default, aten.addmm.default, aten._scaled_dot_product_flash_attention_for_cpu.default)
-
-    def policy(context, op, *args, **kwargs):
-        return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-    options = {"context_fn": partial(create_selective_checkpoint_contexts, policy)} if mode == "selective" else {}
-    for block in method.student.backbone.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)
-
-
 def check_peak(choices: dict, mode: str = "none") -> None:
     config = small_config(**choices, activation_checkpointing=mode)
     method = method_of(config)
-    if mode != "none":
-        checkpoint_blocks(method, mode)
+    checkpoint_blocks(method, mode)
     peak = tracked_peak(config, method, Distributed(torch.device("cpu")))
     assert planned(config).peak == pytest.approx(peak, rel=TOLERANCE)
 
@@ -126,7 +111,7 @@ def main(choices: dict) -> None:
     distributed = Distributed(torch.device("cpu"), rank, 2, rank, 2)
     config = small_config(world_size=2, **choices)
     method = describe_method(config)
-    sharding.materialize(method, config.seed, distributed, config.train.precision)
+    sharding.materialize(method, config.seed, distributed, config.train)
     peak = tracked_peak(config, method, distributed)
     if rank == 0:
         print(json.dumps({"peak": peak}))

@@ -168,7 +168,7 @@ class ShardingConfig(Config):
 class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
-    fp8: Literal["none", "teacher", "both"] = "none"  # the blocks' linear layers in FP8, through torchao
+    fp8: Literal["none", "teacher", "both"] = "none"  # the blocks' linear layers, by torchao; wants compile_blocks
     fp8_scaling: Literal["rowwise", "tensorwise"] = "rowwise"  # rowwise keeps the weights' gradients in bf16
     # bf16 rounds stochastically at each update, since rounding to nearest loses small ones: a bf16 EMA stands still.
     student_weights: Literal["fp32", "bf16"] = "fp32"  # bf16 needs optim.implementation=torchao_8bit
@@ -178,9 +178,9 @@ class TrainConfig(Config):
     sharding: ShardingConfig = ShardingConfig()
     num_steps: PositiveInt = 625_000
     global_batch_size: PositiveInt = 3072
-    # Images per rank and pass; None: global_batch_size / ranks. Fewer accumulate gradients over several passes, which is
-    # another objective where images are compared: Sinkhorn-Knopp balances the prototypes over one pass of all ranks,
-    # not over global_batch_size (KoLeo, mask ratios and drop-path go by group_size, and stay as they are).
+    # Images per rank and pass; None: global_batch_size / ranks. Fewer accumulate gradients over several passes, which
+    # is another objective: Sinkhorn-Knopp balances the prototypes over the images of one pass (of all ranks), not over
+    # global_batch_size. KoLeo, mask ratios and drop-path go by group_size, and stay as they are.
     micro_batch_size: PositiveInt | None = None
     group_size: PositiveInt | None = None  # images over which KoLeo, mask ratios and drop-path are defined; None: micro
     num_threads: NonNegativeInt = 0  # compute threads; 0: every core

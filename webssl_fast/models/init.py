@@ -1,17 +1,20 @@
 """Filling parameters: each value is a function of a key (seed, name), never of the order or the sharding.
 
-A sharded parameter (DTensor) computes the whole tensor and keeps its shard, so that any number of ranks starts equal.
+A sharded parameter (DTensor) computes the whole tensor on the host and keeps its shard, so that any number of ranks
+starts equal, and a rank holds one whole tensor at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Key = tuple[int, str]
+Arrange = Callable[[Tensor], Tensor]
 
 
 def _generator(key: Key) -> torch.Generator:
@@ -20,27 +23,32 @@ def _generator(key: Key) -> torch.Generator:
 
 
 @torch.no_grad()
-def _assign(parameter: Tensor, whole: Tensor) -> None:
+def assign(parameter: Tensor, whole: Tensor) -> None:
+    """parameter = whole, of which a sharded parameter keeps its shard; every rank passes the same values."""
     if isinstance(parameter, DTensor):
+        whole = whole.to(parameter.device_mesh.device_type, parameter.dtype)
         # Every rank has computed the same tensor: nothing needs to be sent.
-        whole = whole.to(parameter.device_mesh.device_type)
-        parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None))
-    else:
-        parameter.copy_(whole)
+        whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(whole)
 
 
-def truncated_normal(parameter: Tensor, key: Key, std: float) -> None:
-    """Normal of that standard deviation, cut at +-2 (absolute, as torch.nn.init.trunc_normal_ has it)."""
-    whole = torch.empty(parameter.shape)
-    _assign(parameter, nn.init.trunc_normal_(whole, std=std, generator=_generator(key)))
+def truncated_normal(
+    parameter: Tensor, key: Key, std: float, shape: tuple[int, ...] | None = None, arrange: Arrange = lambda x: x
+) -> None:
+    """Normal of that standard deviation, cut at +-2 (absolute, as torch.nn.init.trunc_normal_ has it).
+
+    `arrange` makes the parameter out of a tensor of `shape` that is drawn (default: the parameter's own).
+    """
+    drawn = torch.empty(shape or parameter.shape)
+    assign(parameter, arrange(nn.init.trunc_normal_(drawn, std=std, generator=_generator(key))))
 
 
 def normal(parameter: Tensor, key: Key, std: float) -> None:
-    _assign(parameter, torch.empty(parameter.shape).normal_(std=std, generator=_generator(key)))
+    assign(parameter, torch.empty(parameter.shape).normal_(std=std, generator=_generator(key)))
 
 
 def uniform(parameter: Tensor, key: Key, bound: float) -> None:
-    _assign(parameter, torch.empty(parameter.shape).uniform_(-bound, bound, generator=_generator(key)))
+    assign(parameter, torch.empty(parameter.shape).uniform_(-bound, bound, generator=_generator(key)))
 
 
 @torch.no_grad()

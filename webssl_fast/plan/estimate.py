@@ -104,12 +104,9 @@ class Estimate:
 
 
 def resolved_for(config: RunConfig, num_gpus: int) -> RunConfig:
-    """The config as so many GPUs would run it. ConfigError where the batch or the copies do not divide among them."""
+    """The config as so many GPUs would run it. ConfigError where they cannot."""
     if num_gpus < 1:
         raise ConfigError(f"--gpus is {num_gpus}; it must be at least 1")
-    replicas = config.train.sharding.num_replicas
-    if num_gpus % replicas:
-        raise ConfigError(f"train.sharding.num_replicas is {replicas}, which does not divide --gpus {num_gpus}")
     return resolve(config, world_size=num_gpus, device="cuda")
 
 

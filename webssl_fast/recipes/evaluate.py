@@ -47,7 +47,7 @@ def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str,
     with prepared(config_path, overrides) as (config, ranks):
         method = describe_method(config)
         sources = KnnSources.open(config)
-        sharding.materialize(method, config.seed, ranks, config.train.precision)
+        sharding.materialize(method, config.seed, ranks, config.train)
         untrained = knn(method.encoder(), sources, config, ranks)
         state = load_weights(config.eval.checkpoint or config.output_dir, method, ranks)
         trained = knn(method.encoder(), sources, config, ranks)

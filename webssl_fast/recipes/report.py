@@ -51,8 +51,9 @@ def _pictures(config: RunConfig, run_dir: Path, images: Path | None) -> list[Fea
     index = Index.open(str(images) if images else config.eval.knn.test_source or config.data.source)
     here = Distributed(torch.device("cpu"))
     untrained, trained = describe_method(config), describe_method(config)
+    on_a_laptop = config.train.model_copy(update={"fp8": "none", "compile_blocks": False})
     for method in (untrained, trained):
-        sharding.materialize(method, config.seed, here, config.train.precision)
+        sharding.materialize(method, config.seed, here, on_a_laptop)
     load_weights(run_dir, trained, here)
     spread = torch.linspace(0, len(index) - 1, min(NUM_PICTURES, len(index))).long().tolist()
     loader = EvalLoader(
