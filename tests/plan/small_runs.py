@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from webssl_fast.config.resolve import resolve
-from webssl_fast.config.schema import DinoV2Config, HeadConfig, ModelConfig, RunConfig, TrainConfig
+from webssl_fast.config.schema import DinoV2Config, HeadConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
 from webssl_fast.methods import build_method
@@ -26,10 +26,12 @@ def small_config(
     drop_path_rate: float = 0.4,
     num_prototypes: int = 512,
     world_size: int = 1,
+    optimizer: str = "torch",
     **train: object,
 ) -> RunConfig:
     """Web-DINO's crops on a small network with few prototypes; resolved."""
     config = RunConfig(
+        optim=OptimConfig(implementation=optimizer),
         model=ModelConfig(preset=preset, drop_path_rate=drop_path_rate),
         method=DinoV2Config(
             dino_head=HeadConfig(hidden_dim=256, bottleneck_dim=64, num_prototypes=num_prototypes),

@@ -12,10 +12,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from tests.plan.small_runs import method_of, noise_batch, optimizer_of, small_config, take_step
+from tests.plan.small_runs import noise_batch, optimizer_of, small_config, take_step
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.engine import sharding
-from webssl_fast.engine.blocks import checkpoint_blocks
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.methods.dinov2 import DinoV2
 from webssl_fast.plan.memory import Memory, memory_choices, step_memory
@@ -53,9 +52,9 @@ def planned(config: RunConfig, num_ranks: int = 1) -> Memory:
 
 def check_peak(choices: dict, mode: str = "none") -> None:
     config = small_config(**choices, activation_checkpointing=mode)
-    method = method_of(config)
-    checkpoint_blocks(method, mode)
-    peak = tracked_peak(config, method, Distributed(torch.device("cpu")))
+    method, here = describe_method(config), Distributed(torch.device("cpu"))
+    sharding.materialize(method, config.seed, here, config.train)
+    peak = tracked_peak(config, method, here)
     assert planned(config).peak == pytest.approx(peak, rel=TOLERANCE)
 
 
@@ -71,6 +70,11 @@ def test_peak_is_what_torch_tracks(choices):
 @pytest.mark.parametrize("mode", ["selective", "full"])
 def test_peak_under_activation_checkpointing(mode):
     check_peak({}, mode)
+
+
+def test_peak_of_weights_in_bf16_and_moments_in_8_bits():
+    low = {"student_weights": "bf16", "teacher_weights": "bf16", "optimizer": "torchao_8bit"}
+    check_peak({"precision": "bf16", **low})
 
 
 def test_peak_of_a_deeper_network():

@@ -30,6 +30,14 @@ def test_expected_masked_patches(ratio):
     assert shape.num_masked == pytest.approx(drawn, rel=0.02)
 
 
+def test_a_fixed_number_of_masked_patches_is_the_upper_bound():
+    config = small_config(num_images=3)
+    method = config.method.model_copy(update={"fixed_masked_count": True, "mask_ratio": (0.1, 0.6)})
+    config = config.model_copy(update={"method": method})
+    batch = noise_batch(config, describe_method(config))
+    assert step_shape(config).num_masked == len(batch.host["masked_index_M"])
+
+
 def test_crops_of_other_sizes():
     config = small_config()
     crops = CropsConfig(num=2, size_px=378, scale=(0.32, 1.0))

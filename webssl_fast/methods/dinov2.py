@@ -24,7 +24,7 @@ from webssl_fast.methods.losses import koleo
 from webssl_fast.methods.masking import group_masks, max_masked_patches
 from webssl_fast.methods.parameter_groups import vit_parameter_groups
 from webssl_fast.methods.prototype_targets import PrototypeTargets, Targets
-from webssl_fast.models.block import KeptSequences, num_kept
+from webssl_fast.models.block import KeptSequences, num_kept_sequences
 from webssl_fast.models.heads import PrototypeHead
 from webssl_fast.models.vit import Encoder, VisionTransformer
 from webssl_fast.ops.prototype_cross_entropy import prototype_cross_entropy
@@ -197,7 +197,7 @@ class DinoV2(nn.Module):
 
     def _num_kept(self, num_crops: int) -> int:
         """Sequences that stay of one group of images."""
-        return num_kept(num_crops * self.group_size, self.drop_path_rate)
+        return num_kept_sequences(num_crops * self.group_size, self.drop_path_rate)
 
     def _kept(self, batch: Batch) -> list[tuple[KeptSequences, KeptSequences]] | None:
         if self.drop_path_rate == 0:

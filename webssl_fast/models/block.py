@@ -31,7 +31,7 @@ class KeptSequences:
     scale_T1: Tensor
 
 
-def num_kept(num_sequences: int, drop_path_rate: float) -> int:
+def num_kept_sequences(num_sequences: int, drop_path_rate: float) -> int:
     """Sequences that drop-path leaves of so many: DINOv2's max(int(b * (1 - rate)), 1)."""
     return max(int(num_sequences * (1 - drop_path_rate)), 1)
 

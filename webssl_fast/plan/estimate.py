@@ -178,6 +178,8 @@ def _candidates(failed: Estimate) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
     quantised = {**smallest, "optim.implementation": "torchao_8bit"}
     yield "8-bit optimizer", failed.num_gpus, quantised
+    if train.precision == "fp32":  # which computes with fp32 weights
+        return
     quantised |= {"train.student_weights": "bf16"}
     yield "8-bit optimizer", failed.num_gpus, quantised
     yield "8-bit optimizer", failed.num_gpus, quantised | {"train.teacher_weights": "bf16"}

@@ -39,14 +39,20 @@ class ParameterCounts:
 class MemoryChoices:
     """What a config decides about memory.
 
-    num_shards  ranks that share one copy of the weights
-    compute     bytes of an activation: 2 in bf16, 4 in fp32
-    on_gpu      bf16 weights are gathered, and CUDA takes its own share; a CPU gathers fp32 and rounds at each use
-    accumulates several passes make a step, so that gradients are alive during all forwards but the first
+    num_shards   ranks that share one copy of the weights
+    gathers      several ranks, so that FSDP2 gathers weights for use
+    compute      bytes of a linear layer's activations: 2 in bf16, 4 in fp32
+    stream       bytes of the residual stream: those of the position embedding, as the forward sees it
+    norm_input   bytes of what a LayerNorm keeps: autocast computes it in fp32 on a GPU, as it comes on a CPU
+    on_gpu       bf16 weights are gathered, and CUDA takes its own share; a CPU gathers fp32 and rounds at each use
+    accumulates  several passes make a step, so that gradients are alive during all forwards but the first
     """
 
     num_shards: int
+    gathers: bool
     compute: int
+    stream: int
+    norm_input: int
     on_gpu: bool
     student_weights: int
     teacher_weights: int
@@ -63,9 +69,14 @@ def memory_choices(config: RunConfig, num_ranks: int, *, on_gpu: bool) -> Memory
     assert train.micro_batch_size is not None
     size = {"fp32": _FP32, "bf16": _BF16}
     quantised = config.optim.implementation == "torchao_8bit"
+    compute = size[train.precision]
+    stream = compute if on_gpu and num_ranks > 1 else size[train.student_weights]
     return MemoryChoices(
         num_shards=num_ranks // train.sharding.num_replicas,
-        compute=size[train.precision],
+        gathers=num_ranks > 1,
+        compute=compute,
+        stream=stream,
+        norm_input=_FP32 if on_gpu else stream,
         on_gpu=on_gpu,
         student_weights=size[train.student_weights],
         teacher_weights=size[train.teacher_weights],
@@ -115,7 +126,7 @@ def step_memory(shape: StepShape, parameters: ParameterCounts, choices: MemoryCh
         "activations": _activations(shape, choices),
         "logits": _logits(shape, choices),
         "gathered": _gathered(parameters, choices, in_backward=False),
-        "outputs": (num_tokens(shape.student) + num_tokens(shape.teacher)) * shape.width * _FP32,
+        "outputs": (num_tokens(shape.student) + num_tokens(shape.teacher)) * shape.width * choices.norm_input,
     }
     if choices.checkpointing == "full":  # the last block's backward begins by computing it again
         forward_end["activations"] += block
@@ -127,7 +138,7 @@ def step_memory(shape: StepShape, parameters: ParameterCounts, choices: MemoryCh
         "gathered": _gathered(parameters, choices, in_backward=True),
         # Gradients of the SwiGLU's two factors and of their product, and of the stream.
         "outputs": num_tokens(shape.branch) * 3 * shape.hidden_dim * choices.compute
-        + num_tokens(shape.student) * shape.width * _FP32,
+        + num_tokens(shape.student) * shape.width * choices.stream,
     }
     order = ("weights", "gradients", "optimizer", "teacher", "activations", "logits", "gathered", "outputs", "inputs")
     forward, backward = held | forward_end, held | backward_end
@@ -138,7 +149,7 @@ def step_memory(shape: StepShape, parameters: ParameterCounts, choices: MemoryCh
 def _activations(shape: StepShape, choices: MemoryChoices) -> float:
     """What the student's forward keeps for its backward."""
     blocks = shape.depth * _block_activations(shape, choices, choices.checkpointing)
-    norm = num_tokens(shape.student) * shape.width * _FP32
+    norm = num_tokens(shape.student) * shape.width * choices.norm_input
     return _embedding_activations(shape, choices) + blocks + norm + _head_activations(shape, choices)
 
 
@@ -148,7 +159,7 @@ def _embedding_activations(shape: StepShape, choices: MemoryChoices) -> float:
 
 
 def _block_activations(shape: StepShape, choices: MemoryChoices, checkpointing: str) -> float:
-    """Of one block. The stream is fp32, since the position embedding is; linear layers compute in `compute` bytes."""
+    """Of one block."""
     T, kept_T, D, F, H = (
         num_tokens(shape.student),
         num_tokens(shape.branch),
@@ -157,16 +168,17 @@ def _block_activations(shape: StepShape, choices: MemoryChoices, checkpointing: 
         shape.num_heads,
     )
     if checkpointing == "full":
-        return T * D * _FP32
+        return T * D * choices.stream
     # Outputs of qkv (3 D), of attention and of its joined groups (2 D), of proj and w3 (1 D each), of w12 (2 F).
     products = kept_T * choices.compute * (7 * D + 2 * F) + kept_T * H * _FP32
     if checkpointing == "selective":
-        return T * D * _FP32 + products
+        return T * D * choices.stream + products
     # Inputs of qkv, w12 (1 D each) and w3 (1 F), and the gate's SiLU (1 F).
     rest = kept_T * choices.compute * (2 * D + 2 * F)
     # Inputs of the two norms with their means and deviations; drop-path also keeps the two scaled residuals.
-    norm_inputs = (2 * kept_T if shape.kept is not None else 2 * T) * D * _FP32 + 4 * kept_T * _FP32
-    scaled_residuals = 2 * kept_T * D * _FP32 if shape.kept is not None else 0
+    norm_inputs = (2 * kept_T if shape.kept is not None else 2 * T) * D * choices.norm_input
+    norm_inputs += 4 * kept_T * _FP32
+    scaled_residuals = 2 * kept_T * D * choices.stream if shape.kept is not None else 0
     return products + rest + norm_inputs + scaled_residuals
 
 
@@ -193,11 +205,11 @@ def _logits(shape: StepShape, choices: MemoryChoices) -> float:
 
 def _gathered(parameters: ParameterCounts, choices: MemoryChoices, *, in_backward: bool) -> float:
     gathered_bytes = choices.compute if choices.on_gpu else choices.student_weights
-    copies = choices.compute < (gathered_bytes if choices.num_shards > 1 else choices.student_weights)
+    copies = choices.compute < (gathered_bytes if choices.gathers else choices.student_weights)
     total = 0.0
     if copies:  # autocast keeps its bf16 copies until the forward has ended, and the graph keeps them from there on
         total += (parameters.block if in_backward else parameters.student) * choices.compute
-    if choices.num_shards == 1:
+    if not choices.gathers:
         return total
     # The block at work, those ahead of it, and the buffer from which the next one is copied out. At both moments the
     # heads, whose turn is over, are sharded again.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from webssl_fast.config.schema import DinoV2Config, HeadConfig, RunConfig
-from webssl_fast.models.block import Groups, num_kept
+from webssl_fast.models.block import Groups, num_kept_sequences
 from webssl_fast.models.presets import preset, swiglu_hidden_dim
 
 
@@ -71,7 +71,9 @@ def step_shape(config: RunConfig) -> StepShape:
     rate = config.model.drop_path_rate
     kept = None
     if rate > 0:
-        kept = tuple((num_kept(group.num * G, rate) * (B // G), N) for group, N in zip(crops, lengths, strict=True))
+        kept = tuple(
+            (num_kept_sequences(group.num * G, rate) * (B // G), N) for group, N in zip(crops, lengths, strict=True)
+        )
     return StepShape(
         num_images=B,
         group_size=G,
