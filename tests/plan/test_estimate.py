@@ -83,8 +83,13 @@ def test_remedies_in_their_order_fit_and_are_the_least():
     assert not failed.fits
     found = remedies(config, failed)
     assert [remedy.kind for remedy in found] == ["checkpointing", "micro_batch_size", "more GPUs", "8-bit optimizer"]
-    assert found[0].overrides == ("train.activation_checkpointing=full",)
-    assert not failed.with_checkpointing("selective").fits
+    assert [remedy.overrides for remedy in found[:3]] == [
+        ("train.activation_checkpointing=full",),
+        ("train.micro_batch_size=12",),
+        (),
+    ]
+    assert not failed.with_checkpointing("selective").fits and not planned("webdino_7b_mc2b", 128).fits
+    assert found[2].estimate.num_gpus == 256
     assert all(remedy.estimate.fits for remedy in found)
     for remedy in found:
         again = planned("webdino_7b_mc2b", remedy.estimate.num_gpus, *remedy.overrides)

@@ -15,6 +15,8 @@ from webssl_fast.plan.flops import micro_batch_flops, recomputed_flops
 from webssl_fast.plan.memory import CHECKPOINTING, Memory, ParameterCounts, memory_choices, step_memory
 from webssl_fast.plan.step_shape import StepShape, step_shape
 
+Settings = dict[str, Any]  # "key.sub" -> value
+
 MOST_GPUS = 4096  # that a suggestion may ask for
 
 
@@ -141,51 +143,54 @@ class Remedy:
 
 
 def remedies(config: RunConfig, failed: Estimate) -> list[Remedy]:
-    """The least change of each kind that makes a run fit, in the order in which to try them. A kind builds on those
-    before it: smaller passes come with full checkpointing, more GPUs and 8-bit moments with the smallest passes."""
+    """The least change of each kind that makes a run fit, in the order in which to try them: checkpointing, smaller
+    passes, more GPUs, moments in 8 bits; each by itself where that does, and else on top of those before it."""
     found: dict[str, Remedy] = {}
     for kind, num_gpus, overrides in _candidates(failed):
         if kind in found:
             continue
-        changed = _with(config, overrides)
-        candidate = estimate(changed, failed.parameters, failed.gpu_name, num_gpus, failed.mfu)
+        try:
+            candidate = estimate(_with(config, overrides), failed.parameters, failed.gpu_name, num_gpus, failed.mfu)
+        except ConfigError:  # a batch that does not divide so, settings that do not go together
+            continue
         if candidate.fits:
-            settings = tuple(f"{key}={value}" for key, value in overrides.items())
-            found[kind] = Remedy(kind, settings, candidate)
+            found[kind] = Remedy(kind, tuple(f"{key}={value}" for key, value in overrides.items()), candidate)
     return list(found.values())
 
 
-def _candidates(failed: Estimate) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def _candidates(failed: Estimate) -> Iterator[tuple[str, int, Settings]]:
     """(kind, GPUs, settings), from the least change to the greatest."""
     train = failed.config.train
     assert train.micro_batch_size is not None and train.group_size is not None
-    stronger = CHECKPOINTING[CHECKPOINTING.index(train.activation_checkpointing) + 1 :]
-    for mode in stronger:
+    modes = CHECKPOINTING[CHECKPOINTING.index(train.activation_checkpointing) + 1 :]
+    for mode in modes:
         yield "checkpointing", failed.num_gpus, {"train.activation_checkpointing": mode}
-    full = {"train.activation_checkpointing": "full"} if stronger else {}
+    alone: Settings = {}
+    full: Settings = {"train.activation_checkpointing": "full"} if modes else {}
+    smallest: Settings = {**full, "train.micro_batch_size": train.group_size}
 
-    group, per_rank = train.group_size, train.global_batch_size // failed.num_gpus
-    smaller = [m for m in range(train.micro_batch_size - 1, 0, -1) if per_rank % m == 0 and m % group == 0]
-    for micro in smaller:
-        yield "micro_batch_size", failed.num_gpus, {**full, "train.micro_batch_size": micro}
-    micro = smaller[-1] if smaller else train.micro_batch_size
-    smallest = {**full, "train.micro_batch_size": micro} if smaller else full
+    sizes = [m for m in range(train.micro_batch_size - 1, 0, -1) if m % train.group_size == 0]
+    for settings in (alone, full):
+        for micro in sizes:
+            yield "micro_batch_size", failed.num_gpus, {**settings, "train.micro_batch_size": micro}
 
-    num_gpus = failed.num_gpus * 2
-    while num_gpus <= MOST_GPUS and train.global_batch_size % (num_gpus * micro) == 0:
-        yield "more GPUs", num_gpus, {**full, "train.micro_batch_size": micro}
-        num_gpus *= 2
+    doublings = range(1, (MOST_GPUS // failed.num_gpus).bit_length())
+    for settings in (alone, full, smallest):
+        for doubling in doublings:
+            yield "more GPUs", failed.num_gpus << doubling, settings
 
-    quantised = {**smallest, "optim.implementation": "torchao_8bit"}
-    yield "8-bit optimizer", failed.num_gpus, quantised
-    if train.precision == "fp32":  # which computes with fp32 weights
-        return
-    quantised |= {"train.student_weights": "bf16"}
-    yield "8-bit optimizer", failed.num_gpus, quantised
-    yield "8-bit optimizer", failed.num_gpus, quantised | {"train.teacher_weights": "bf16"}
+    low_memory: Settings = {}
+    for more in (
+        {"optim.implementation": "torchao_8bit"},
+        {"train.student_weights": "bf16"},
+        {"train.teacher_weights": "bf16"},
+    ):
+        low_memory |= more
+        for settings in (alone, full, smallest):
+            yield "8-bit optimizer", failed.num_gpus, {**settings, **low_memory}
 
 
-def _with(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
+def _with(config: RunConfig, overrides: Settings) -> RunConfig:
     tree = config.model_dump()
     for key, value in overrides.items():
         *path, name = key.split(".")

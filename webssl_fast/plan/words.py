@@ -133,9 +133,9 @@ def _verdict(plan: Estimate, changes: list[Remedy]) -> list[str]:
         ]
     for i, change in enumerate(changes):
         others = change.estimate
-        where = f"--gpus {others.num_gpus} " if others.num_gpus != plan.num_gpus else ""
+        gpus = [f"--gpus {others.num_gpus}"] if others.num_gpus != plan.num_gpus else []
         lines.append(
-            f"  {'it would with' if i == 0 else 'or with'} {where}{' '.join(change.overrides)}: "
+            f"  {'it would with' if i == 0 else 'or with'} {' '.join([*gpus, *change.overrides])}: "
             f"{others.memory.peak / GIB:.1f} GiB, {others.days:,.1f} days"
         )
     if any("micro_batch_size" in word for change in changes for word in change.overrides):
