@@ -108,7 +108,7 @@ def step_memory(shape: StepShape, parameters: ParameterCounts, choices: MemoryCh
     logits           of both heads: student, its gradient, teacher
     gathered         weights of other ranks' shards and gradients on their way to them (several ranks), or bf16 copies
                      that autocast makes of fp32 weights (one rank)
-    outputs          features of student and teacher
+    transient        features of student and teacher; at the end of the backward, gradients of a block's activations
     inputs           crops, masks and drop-path's choices
     workspace        CUDA, cuBLAS and NCCL
     """
@@ -126,21 +126,21 @@ def step_memory(shape: StepShape, parameters: ParameterCounts, choices: MemoryCh
         "activations": _activations(shape, choices),
         "logits": _logits(shape, choices),
         "gathered": _gathered(parameters, choices, in_backward=False),
-        "outputs": (num_tokens(shape.student) + num_tokens(shape.teacher)) * shape.width * choices.norm_input,
+        "transient": (num_tokens(shape.student) + num_tokens(shape.teacher)) * shape.width * choices.norm_input,
     }
     if choices.checkpointing == "full":  # the last block's backward begins by computing it again
         forward_end["activations"] += block
-        forward_end["outputs"] = 0
+        forward_end["transient"] = 0
     backward_end = {
         "gradients": weights,
         "activations": block + _embedding_activations(shape, choices),
         "logits": 0,
         "gathered": _gathered(parameters, choices, in_backward=True),
         # Gradients of the SwiGLU's two factors and of their product, and of the stream.
-        "outputs": num_tokens(shape.branch) * 3 * shape.hidden_dim * choices.compute
+        "transient": num_tokens(shape.branch) * 3 * shape.hidden_dim * choices.compute
         + num_tokens(shape.student) * shape.width * choices.stream,
     }
-    order = ("weights", "gradients", "optimizer", "teacher", "activations", "logits", "gathered", "outputs", "inputs")
+    order = ("weights", "gradients", "optimizer", "teacher", "activations", "logits", "gathered", "transient", "inputs")
     forward, backward = held | forward_end, held | backward_end
     names = (*order, "workspace")
     return Memory({name: forward[name] for name in names}, {name: backward[name] for name in names})
