@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: saved, start the same command again to go on
-
 OVERRIDES_HELP = "settings that beat the file's, e.g. train.num_steps=100 model.preset=vit_small_patch14"
 
 EPILOG = """examples:
@@ -43,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
   bad_samples.jsonl   files that could not be decoded, and why
 
 Start the same command again to go on after a kill or Ctrl-C: the run continues where it was, bit for bit. Ctrl-C and
-SIGTERM save first and exit with status 75. Under torchrun it uses every rank.""",
+SIGTERM save first and exit with status 75. Under torchrun it uses every rank. A process that hangs prints its stacks
+and exits with status 76 (train.watchdog). docs/cluster.md has scripts for Slurm.""",
     )
     _config_arguments(train)
 
@@ -120,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch loads its OpenMP: threads that spin while they wait take the cores from the loader's threads and from
     # whatever else runs, and a step on two busy cores takes four times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from webssl_fast.errors import Interrupted, UserError
+    from webssl_fast.errors import EXIT_INTERRUPTED, Interrupted, UserError
 
     try:
         _run(args)

@@ -20,8 +20,9 @@ def assert_same_run(run: Path, other: Path, ignore: tuple[str, ...] = ()) -> Non
     for name, tensor in tensors.items():
         assert torch.equal(tensor, others[name]), name
     assert metrics_of(run, ignore) == metrics_of(other, ignore)
-    skipped = [(path / "nonfinite_batches.jsonl") for path in (run, other)]
-    assert [path.read_text() for path in skipped if path.exists()] in ([], [skipped[0].read_text()] * 2)
+    paths = [path / "nonfinite_batches.jsonl" for path in (run, other)]
+    skipped, others_skipped = (path.read_text() if path.exists() else "" for path in paths)
+    assert skipped == others_skipped
 
 
 def tensors_of(run: Path) -> dict[str, Tensor]:

@@ -165,6 +165,15 @@ class ShardingConfig(Config):
     prefetch_blocks: NonNegativeInt = 1  # blocks gathered ahead of the one that computes; 0: torch's own order
 
 
+class WatchdogConfig(Config):
+    """Seconds that a phase may last on a rank before it prints all its stacks and ends itself; None: for ever."""
+
+    step_s: PositiveFloat | None = 480  # loading, computing, logging, each; under nccl's own 600, which shows no stacks
+    first_step_s: PositiveFloat | None = 3600  # torch.compile
+    evaluation_s: PositiveFloat | None = 14_400
+    checkpoint_s: PositiveFloat | None = 3600
+
+
 class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -186,10 +195,12 @@ class TrainConfig(Config):
     num_threads: NonNegativeInt = 0  # compute threads; 0: every core
     log_every: PositiveInt = 20
     checkpoint_every: PositiveInt = 1000
+    async_checkpoint: bool = True  # written beside training, from a copy of this rank's shards in host memory
     keep_checkpoints: PositiveInt = 3
     keep_every: PositiveInt | None = None  # checkpoints at multiples of this step are never removed
     max_nonfinite_steps: PositiveInt = 20  # so many skipped steps in a row stop the run
     tensorboard: bool = False
+    watchdog: WatchdogConfig = WatchdogConfig()
 
 
 # ---------------------------------------------------------------- evaluation
