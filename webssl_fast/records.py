@@ -58,7 +58,7 @@ class CropRecipe:
 
 @dataclass
 class Batch:
-    """One micro-batch of one rank.
+    """One micro-batch of one rank: on the host, save for crops that were made on a GPU.
 
     positions   int64 [B]: place of each image in the global order, the key of every random draw that concerns it
     sample_ids  int64 [B]: the sample that stands there (its replacement, where the file could not be decoded)
@@ -93,13 +93,17 @@ class Batch:
         )
 
     def pinned(self) -> Batch:
-        """The same in page-locked memory: a copy from any other makes the host wait for the GPU."""
+        """What is on the host in page-locked memory: a copy from any other makes the host wait for the GPU."""
+
+        def pin(t: Tensor) -> Tensor:
+            return t.pin_memory() if t.device.type == "cpu" else t
+
         return Batch(
             self.positions,
             self.sample_ids,
-            [c.pin_memory() for c in self.crops],
-            self.labels.pin_memory(),
-            {k: v.pin_memory() for k, v in self.host.items()},
+            [pin(c) for c in self.crops],
+            pin(self.labels),
+            {k: pin(v) for k, v in self.host.items()},
             self.num_bad,
         )
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/bfloat16.h"
-#include "core/check.h"
+#include "core/launch.cuh"
 #include "core/log_sum_exp.h"
 #include "core/reduce.cuh"
 #include "prototype_cross_entropy/prototype_cross_entropy.h"
@@ -115,7 +115,7 @@ void forward_cuda(uintptr_t student_SK, bool student_bf16, int64_t student_strid
                   int64_t num_pairs, int64_t num_prototypes, double student_temperature, double teacher_temperature,
                   uintptr_t loss_S, uintptr_t grad_SK, uintptr_t stream) {
   if (num_students == 0) return;
-  const auto launch = [&](auto student, auto teacher) {
+  const auto forward = [&](auto student, auto teacher) {
     using Student = decltype(student);
     using Teacher = decltype(teacher);
     const Params<Student, Teacher> params{reinterpret_cast<const Student*>(student_SK),
@@ -133,14 +133,14 @@ void forward_cuda(uintptr_t student_SK, bool student_bf16, int64_t student_strid
                                           static_cast<float>(1.0 / teacher_temperature),
                                           reinterpret_cast<double*>(loss_S),
                                           reinterpret_cast<Student*>(grad_SK)};
-    student_row<<<static_cast<unsigned>(num_students), kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(params);
+    launch(student_row<Student, Teacher>, static_cast<unsigned>(num_students), kThreads, 0,
+           reinterpret_cast<cudaStream_t>(stream), params);
   };
   if (student_bf16) {
-    teacher_bf16 ? launch(Bfloat16(), Bfloat16()) : launch(Bfloat16(), float());
+    teacher_bf16 ? forward(Bfloat16(), Bfloat16()) : forward(Bfloat16(), float());
   } else {
-    teacher_bf16 ? launch(float(), Bfloat16()) : launch(float(), float());
+    teacher_bf16 ? forward(float(), Bfloat16()) : forward(float(), float());
   }
-  check_cuda(cudaGetLastError(), "prototype_cross_entropy");
 }
 
 void scale_cuda(uintptr_t grad_SK, bool bf16, int64_t num_elements, uintptr_t scale, uintptr_t stream) {
@@ -150,12 +150,12 @@ void scale_cuda(uintptr_t grad_SK, bool bf16, int64_t num_elements, uintptr_t sc
   const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
   const auto* factor = reinterpret_cast<const float*>(scale);
   if (bf16) {
-    scale_elements<<<num_blocks, kThreads, 0, cuda_stream>>>(reinterpret_cast<Bfloat16*>(grad_SK), num_elements,
-                                                             factor);
+    launch(scale_elements<Bfloat16>, num_blocks, kThreads, 0, cuda_stream, reinterpret_cast<Bfloat16*>(grad_SK),
+           num_elements, factor);
   } else {
-    scale_elements<<<num_blocks, kThreads, 0, cuda_stream>>>(reinterpret_cast<float*>(grad_SK), num_elements, factor);
+    launch(scale_elements<float>, num_blocks, kThreads, 0, cuda_stream, reinterpret_cast<float*>(grad_SK), num_elements,
+           factor);
   }
-  check_cuda(cudaGetLastError(), "prototype_cross_entropy, scaling of the gradient");
 }
 
 }  // namespace webssl::prototype_cross_entropy

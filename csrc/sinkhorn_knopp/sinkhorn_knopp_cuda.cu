@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "core/bfloat16.h"
-#include "core/check.h"
+#include "core/launch.cuh"
 #include "core/log_sum_exp.h"
 #include "core/reduce.cuh"
 #include "sinkhorn_knopp/sinkhorn_knopp.h"
@@ -130,13 +130,12 @@ void column_pass_cuda(uintptr_t data, bool bf16, int64_t num_rows, int64_t num_p
   auto* max_PK = reinterpret_cast<float*>(partial_2PK);
   float* sum_PK = max_PK + num_partitions * num_prototypes;
   if (bf16) {
-    column_partials<Bfloat16><<<grid, kColumnThreads, 0, cuda_stream>>>(logits, max_PK, sum_PK);
+    launch(column_partials<Bfloat16>, grid, kColumnThreads, 0, cuda_stream, logits, max_PK, sum_PK);
   } else {
-    column_partials<float><<<grid, kColumnThreads, 0, cuda_stream>>>(logits, max_PK, sum_PK);
+    launch(column_partials<float>, grid, kColumnThreads, 0, cuda_stream, logits, max_PK, sum_PK);
   }
-  merge_column_partials<<<grid.x, kColumnThreads, 0, cuda_stream>>>(
-      max_PK, sum_PK, num_partitions, num_prototypes, reinterpret_cast<float*>(max_K), reinterpret_cast<float*>(sum_K));
-  check_cuda(cudaGetLastError(), "sinkhorn_knopp, column pass");
+  launch(merge_column_partials, grid.x, kColumnThreads, 0, cuda_stream, max_PK, sum_PK, num_partitions, num_prototypes,
+         reinterpret_cast<float*>(max_K), reinterpret_cast<float*>(sum_K));
 }
 
 void row_pass_cuda(uintptr_t data, bool bf16, int64_t num_rows, int64_t num_prototypes, int64_t row_stride,
@@ -147,28 +146,28 @@ void row_pass_cuda(uintptr_t data, bool bf16, int64_t num_rows, int64_t num_prot
   const auto* prototype_potential = reinterpret_cast<const float*>(prototype_potential_K);
   auto* row_potential = reinterpret_cast<float*>(row_potential_R);
   auto* partial_sum = reinterpret_cast<float*>(partial_sum_PK);
-  if (num_rows > 0) {  // a grid of no blocks is an error
+  {
     const auto row_grid = static_cast<unsigned>(num_rows);
     if (bf16) {
-      row_potentials<Bfloat16><<<row_grid, kRowThreads, 0, cuda_stream>>>(logits, prototype_potential, row_potential);
+      launch(row_potentials<Bfloat16>, row_grid, kRowThreads, 0, cuda_stream, logits, prototype_potential,
+             row_potential);
     } else {
-      row_potentials<float><<<row_grid, kRowThreads, 0, cuda_stream>>>(logits, prototype_potential, row_potential);
+      launch(row_potentials<float>, row_grid, kRowThreads, 0, cuda_stream, logits, prototype_potential, row_potential);
     }
   }
   if (column_sum_K) {
     const int64_t num_partitions = num_row_partitions_cuda(num_rows);
     const dim3 grid = column_grid(num_prototypes, num_partitions);
     if (bf16) {
-      normalised_column_partials<Bfloat16>
-          <<<grid, kColumnThreads, 0, cuda_stream>>>(logits, prototype_potential, row_potential, partial_sum);
+      launch(normalised_column_partials<Bfloat16>, grid, kColumnThreads, 0, cuda_stream, logits, prototype_potential,
+             row_potential, partial_sum);
     } else {
-      normalised_column_partials<float>
-          <<<grid, kColumnThreads, 0, cuda_stream>>>(logits, prototype_potential, row_potential, partial_sum);
+      launch(normalised_column_partials<float>, grid, kColumnThreads, 0, cuda_stream, logits, prototype_potential,
+             row_potential, partial_sum);
     }
-    add_column_partials<<<grid.x, kColumnThreads, 0, cuda_stream>>>(partial_sum, num_partitions, num_prototypes,
-                                                                    reinterpret_cast<float*>(column_sum_K));
+    launch(add_column_partials, grid.x, kColumnThreads, 0, cuda_stream, partial_sum, num_partitions, num_prototypes,
+           reinterpret_cast<float*>(column_sum_K));
   }
-  check_cuda(cudaGetLastError(), "sinkhorn_knopp, row pass");
 }
 
 }  // namespace webssl::sinkhorn_knopp

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch._dynamo  # noqa: F401 - every optimizer needs it at its first step, and importing it takes a second
+
 from webssl_fast.engine.distributed import Distributed, start
 
 

@@ -13,6 +13,11 @@ def resolve(config: RunConfig, *, world_size: int, device: str) -> RunConfig:
 
     ConfigError where the batch does not divide, or settings do not go together; the message says which values would do.
     """
+    if config.data.decode.device == "gpu" and device == "cpu":
+        raise ConfigError(
+            f"data.decode.device is gpu, but this process computes on the CPU (train.device is {config.train.device}): "
+            "set data.decode.device=cpu, or run where there is a GPU"
+        )
     train = config.train
     _check_precision(config)
     if world_size % train.sharding.num_replicas:

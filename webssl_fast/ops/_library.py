@@ -6,7 +6,8 @@ the plain-torch references (`ops: reference` in a config, for bisecting).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -41,6 +42,13 @@ def cuda_kernel(name: str) -> Callable:
             "set CUDACXX) and install again, or run the plain torch reference with `ops: reference` in the config."
         )
     return getattr(C, name)
+
+
+@contextlib.contextmanager
+def cuda_stream(device: torch.device) -> Iterator[int]:
+    """Makes a GPU the current one, and gives the address of its current stream."""
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream().cuda_stream
 
 
 def cuda_architectures() -> list[str]:

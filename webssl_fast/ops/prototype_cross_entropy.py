@@ -212,8 +212,8 @@ def _forward_cpu(*arguments) -> tuple[Tensor, Tensor]:
 
 def _forward_cuda(*arguments) -> tuple[Tensor, Tensor]:
     kernel = _library.cuda_kernel("prototype_cross_entropy_cuda")
-    with torch.cuda.device(arguments[0].device):
-        return _run_forward(kernel, arguments, torch.cuda.current_stream().cuda_stream)
+    with _library.cuda_stream(arguments[0].device) as stream:
+        return _run_forward(kernel, arguments, stream)
 
 
 def _backward_cpu(grad_SK: Tensor, grad_loss: Tensor) -> None:
@@ -228,13 +228,13 @@ def _backward_cpu(grad_SK: Tensor, grad_loss: Tensor) -> None:
 
 def _backward_cuda(grad_SK: Tensor, grad_loss: Tensor) -> None:
     kernel = _library.cuda_kernel("prototype_cross_entropy_scale_cuda")
-    with torch.cuda.device(grad_SK.device):
+    with _library.cuda_stream(grad_SK.device) as stream:
         kernel(
             grad_SK.data_ptr(),
             grad_SK.dtype == torch.bfloat16,
             grad_SK.numel(),
             grad_loss.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
+            stream,
         )
 
 

@@ -227,16 +227,16 @@ def _column_pass_cuda(*arguments) -> tuple[Tensor, Tensor]:
     logits_RK = arguments[0]
     num_partitions = _library.C.sinkhorn_num_row_partitions_cuda(logits_RK.shape[0])
     partial_2PK = logits_RK.new_empty(2, num_partitions, logits_RK.shape[1], dtype=torch.float32)
-    with torch.cuda.device(logits_RK.device):
-        return _run_column_pass(kernel, arguments, partial_2PK.data_ptr(), torch.cuda.current_stream().cuda_stream)
+    with _library.cuda_stream(logits_RK.device) as stream:
+        return _run_column_pass(kernel, arguments, partial_2PK.data_ptr(), stream)
 
 
 def _row_pass_cuda(*arguments) -> tuple[Tensor, Tensor]:
     kernel = _library.cuda_kernel("sinkhorn_row_pass_cuda")
     logits_RK = arguments[0]
     num_partitions = _library.C.sinkhorn_num_row_partitions_cuda(logits_RK.shape[0])
-    with torch.cuda.device(logits_RK.device):
-        return _run_row_pass(kernel, num_partitions, arguments, torch.cuda.current_stream().cuda_stream)
+    with _library.cuda_stream(logits_RK.device) as stream:
+        return _run_row_pass(kernel, num_partitions, arguments, stream)
 
 
 def _contiguous_prototypes(logits_RK: Tensor) -> Tensor:
