@@ -11,9 +11,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import torch._dynamo  # noqa: F401 - every optimizer needs it at its first step, and importing it takes a second
+import torch
 
 from webssl_fast.engine.distributed import Distributed, start
+
+# What a rank would otherwise spend seconds on: torch._dynamo is imported by the first step of any optimizer. Names that
+# are not installed are passed over.
+_PRELOADED = [__name__, "tests.engine.dinov2_run", "torch._dynamo", "torchao.optim.quant_utils"]
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 120) -> list[Any]:
@@ -22,7 +26,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     Raises AssertionError with the traceback of the first rank that failed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "tests.engine.dinov2_run"])
+    context.set_forkserver_preload(_PRELOADED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -69,6 +73,4 @@ def _rank(rank: int, world_size: int, port: int, answers: Any, function: Callabl
 
 def alone(function: Callable[..., Any], *args: Any) -> Any:
     """`function` in this process, as a run of one rank."""
-    import torch
-
     return function(Distributed(torch.device("cpu")), *args)
