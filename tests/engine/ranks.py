@@ -15,9 +15,8 @@ import torch
 
 from webssl_fast.engine.distributed import Distributed, start
 
-# What a rank would otherwise spend seconds on: torch._dynamo is imported by the first step of any optimizer. Names that
-# are not installed are passed over.
-_PRELOADED = [__name__, "tests.engine.dinov2_run", "torch._dynamo", "torchao.optim.quant_utils"]
+# What a rank would otherwise spend seconds on: torch._dynamo is imported by the first step of any optimizer.
+_PRELOADED = [__name__, "tests.engine.dinov2_run", "torch._dynamo"]
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 120) -> list[Any]:

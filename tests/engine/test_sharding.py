@@ -16,6 +16,7 @@ from tests.engine.dinov2_run import NUM_STEPS, run_dinov2
 from tests.engine.ranks import alone, run_ranks
 from tests.methods.tiny import tiny_method
 from webssl_fast.config.schema import ModelConfig, OptimConfig, ShardingConfig, TrainConfig
+from webssl_fast.engine import sharding
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.sharding import materialize
 from webssl_fast.methods.dinov2 import DinoV2
@@ -25,10 +26,13 @@ HALF = NUM_STEPS // 2
 CPU = Distributed(torch.device("cpu"))
 
 
-def assert_same_losses(run, other, num_steps=NUM_STEPS, tolerance=TOLERANCE):
+NAMES = ("loss", "koleo", "ibot", "grad_norm/backbone", "grad_norm/ibot_head")
+
+
+def assert_same_losses(run, other, num_steps=NUM_STEPS, tolerance=TOLERANCE, names=NAMES):
     rows, others = metrics_of(run)[:num_steps], metrics_of(other)[:num_steps]
     assert [row["step"] for row in rows] == list(range(1, num_steps + 1)) == [row["step"] for row in others]
-    for name in ("loss", "koleo", "ibot", "grad_norm/backbone", "grad_norm/ibot_head"):
+    for name in names:
         values, expected = [row[name] for row in rows], [row[name] for row in others]
         assert values == pytest.approx(expected, rel=tolerance, abs=tolerance), name
 
@@ -81,6 +85,19 @@ def test_a_checkpoint_of_four_ranks_goes_on_with_the_same_images(one, four, tmp_
     positions = [alone(run_dinov2, moved)] if world_size == 1 else run_ranks(world_size, run_dinov2, moved)
     assert steps_of(positions) == {step: list(range(8 * step, 8 * step + 8)) for step in range(HALF, NUM_STEPS)}
     assert_same_losses(moved, one)
+
+
+def run_as_on_gpus(distributed, *args):
+    """Weights gathered as bf16, which a run on CPUs does not do."""
+    sharding._gathered_dtype = lambda precision, device: torch.bfloat16
+    run_dinov2(distributed, *args)
+
+
+def test_weights_gathered_as_bf16_train_what_one_rank_trains_in_bf16(tmp_path):
+    arguments = ({"precision": "bf16"}, None, None, HALF)
+    alone(run_dinov2, tmp_path / "one", *arguments)
+    run_ranks(2, run_as_on_gpus, tmp_path / "two", *arguments)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", num_steps=HALF, tolerance=1e-2, names=("loss", "ibot"))
 
 
 @pytest.mark.nightly
