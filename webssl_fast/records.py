@@ -93,13 +93,17 @@ class Batch:
         )
 
     def pinned(self) -> Batch:
-        """The same in page-locked memory: a copy from any other makes the host wait for the GPU."""
+        """What is on the host in page-locked memory: a copy from any other makes the host wait for the GPU."""
+
+        def pin(t: Tensor) -> Tensor:
+            return t.pin_memory() if t.device.type == "cpu" else t
+
         return Batch(
             self.positions,
             self.sample_ids,
-            [c.pin_memory() for c in self.crops],
-            self.labels.pin_memory(),
-            {k: v.pin_memory() for k, v in self.host.items()},
+            [pin(c) for c in self.crops],
+            pin(self.labels),
+            {k: pin(v) for k, v in self.host.items()},
             self.num_bad,
         )
 

@@ -11,7 +11,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from webssl_fast.engine.distributed import Distributed, start
+
+# What a rank would otherwise spend seconds on: torch._dynamo is imported by the first step of any optimizer.
+_PRELOADED = [__name__, "tests.engine.dinov2_run", "torch._dynamo"]
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 120) -> list[Any]:
@@ -20,7 +25,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     Raises AssertionError with the traceback of the first rank that failed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "tests.engine.dinov2_run"])
+    context.set_forkserver_preload(_PRELOADED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -67,6 +72,4 @@ def _rank(rank: int, world_size: int, port: int, answers: Any, function: Callabl
 
 def alone(function: Callable[..., Any], *args: Any) -> Any:
     """`function` in this process, as a run of one rank."""
-    import torch
-
     return function(Distributed(torch.device("cpu")), *args)

@@ -12,10 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.dinov2_run import METHOD, OPTIM, TRAIN, NoiseLoader
 from tests.methods.tiny import tiny_method
-from webssl_fast.config.schema import OptimConfig, TrainConfig
+from webssl_fast.config.schema import DinoV2Config, ModelConfig, OptimConfig, TrainConfig
+from webssl_fast.engine.blocks import checkpoint_blocks
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.loop import train
+from webssl_fast.engine.optimizer import Optimizer
 from webssl_fast.engine.sharding import materialize
+from webssl_fast.methods.dinov2 import DinoV2
+from webssl_fast.records import Batch
 
 READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__"}
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "unique_consecutive", "_unique2", "equal"}
@@ -146,3 +150,52 @@ def test_the_gpu_is_not_waited_for(tmp_path, case):
         )
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def meta_step(model, config, implementation, train_config):
+    """A whole step on the meta device, where reading a value raises, and so does mixing devices."""
+    meta = torch.device("meta")
+    with meta:
+        method = DinoV2(config, model, OptimConfig(), num_steps=10, group_size=4, seed=0)
+    if train_config.student_weights == "bf16":
+        method.student.to(torch.bfloat16)
+    checkpoint_blocks(method, train_config.activation_checkpointing)
+    optimizer = Optimizer(
+        method,
+        OptimConfig(implementation=implementation),
+        Distributed(meta),
+        num_steps=10,
+        global_batch_size=8,
+    )
+    dtype = next(method.student.parameters()).dtype
+    crops = [
+        torch.empty(group.num, 4, 3, group.size_px, group.size_px, dtype=dtype)
+        for group in (config.global_crops, config.local_crops)
+    ]
+    batch = Batch(np.arange(4), np.arange(4), crops, torch.full((4,), -1))
+    method.prepare(batch)
+    if train_config.student_weights != train_config.teacher_weights:  # on a GPU, autocast sees to this
+        method.teacher.to(dtype)
+    loss, _ = method.training_step(batch.to(meta), 0)
+    loss.backward()
+    outcome = optimizer.step(0, loss.detach())
+    method.after_step(0)
+    assert loss.is_meta and outcome.found_inf.is_meta
+    return sum(p.numel() for p in method.student.parameters())
+
+
+@pytest.mark.parametrize("implementation", ["torch", "torchao_8bit"])
+def test_a_step_runs_where_there_are_no_values(implementation):
+    if implementation == "torchao_8bit":
+        pytest.importorskip("torchao")
+    method = tiny_method(drop_path_rate=0.3, init=False)
+    config = method.config.model_copy(update={"koleo_weight": 0.0, "fixed_masked_count": True})  # KoLeo: autocast
+    meta_step(method.student.backbone.config, config, implementation, TrainConfig())
+
+
+def test_the_7b_takes_a_step_where_there_are_no_values():
+    pytest.importorskip("torchao")
+    model = ModelConfig(preset="vit_7b_patch14", drop_path_rate=0.4, swiglu_pad_multiple=64)
+    config = DinoV2Config(koleo_weight=0.0, fixed_masked_count=True)
+    settings = TrainConfig(student_weights="bf16", teacher_weights="bf16", activation_checkpointing="full")
+    assert meta_step(model, config, "torchao_8bit", settings) > 6.4e9

@@ -15,7 +15,8 @@ from tests.engine.comparison import metrics_of
 from tests.engine.dinov2_run import NUM_STEPS, run_dinov2
 from tests.engine.ranks import alone, run_ranks
 from tests.methods.tiny import tiny_method
-from webssl_fast.config.schema import ModelConfig, OptimConfig, TrainConfig
+from webssl_fast.config.schema import ModelConfig, OptimConfig, ShardingConfig, TrainConfig
+from webssl_fast.engine import sharding
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.sharding import materialize
 from webssl_fast.methods.dinov2 import DinoV2
@@ -25,10 +26,13 @@ HALF = NUM_STEPS // 2
 CPU = Distributed(torch.device("cpu"))
 
 
-def assert_same_losses(run, other, num_steps=NUM_STEPS, tolerance=TOLERANCE):
+NAMES = ("loss", "koleo", "ibot", "grad_norm/backbone", "grad_norm/ibot_head")
+
+
+def assert_same_losses(run, other, num_steps=NUM_STEPS, tolerance=TOLERANCE, names=NAMES):
     rows, others = metrics_of(run)[:num_steps], metrics_of(other)[:num_steps]
     assert [row["step"] for row in rows] == list(range(1, num_steps + 1)) == [row["step"] for row in others]
-    for name in ("loss", "koleo", "ibot", "grad_norm/backbone", "grad_norm/ibot_head"):
+    for name in names:
         values, expected = [row[name] for row in rows], [row[name] for row in others]
         assert values == pytest.approx(expected, rel=tolerance, abs=tolerance), name
 
@@ -83,6 +87,19 @@ def test_a_checkpoint_of_four_ranks_goes_on_with_the_same_images(one, four, tmp_
     assert_same_losses(moved, one)
 
 
+def run_as_on_gpus(distributed, *args):
+    """Weights gathered as bf16, which a run on CPUs does not do."""
+    sharding._gathered_dtype = lambda precision, device: torch.bfloat16
+    run_dinov2(distributed, *args)
+
+
+def test_weights_gathered_as_bf16_train_what_one_rank_trains_in_bf16(tmp_path):
+    arguments = ({"precision": "bf16"}, None, None, HALF)
+    alone(run_dinov2, tmp_path / "one", *arguments)
+    run_ranks(2, run_as_on_gpus, tmp_path / "two", *arguments)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", num_steps=HALF, tolerance=1e-2, names=("loss", "ibot"))
+
+
 @pytest.mark.nightly
 def test_compiled_blocks_on_two_ranks_train_what_one_trains(one, tmp_path):
     settings = {"activation_checkpointing": "selective", "compile_blocks": True}
@@ -130,22 +147,21 @@ def test_dtypes_of_student_and_teacher_are_those_asked_for():
         assert torch.equal(student.float(), teacher)
 
 
-def shapes_on_rank(distributed, settings):
-    """Elements that this rank holds and that there are, and how the student's first block is set up."""
-    with torch.device("meta"):
-        method = tiny_method(init=False)
-    materialize(method, 0, distributed, TrainConfig(**settings))
-    parameters = list(method.parameters())
-    held = sum(p.to_local().numel() for p in parameters)
-    return held, sum(p.numel() for p in parameters), [str(p.placements) for p in parameters[:1]]
+def shares_of_rank(distributed, numbers_of_replicas):
+    """The share of all elements that this rank holds, for each number of replicas."""
+    shares = []
+    for num_replicas in numbers_of_replicas:
+        with torch.device("meta"):
+            method = tiny_method(init=False)
+        materialize(method, 0, distributed, TrainConfig(sharding=ShardingConfig(num_replicas=num_replicas)))
+        parameters = list(method.parameters())
+        shares.append(sum(p.to_local().numel() for p in parameters) / sum(p.numel() for p in parameters))
+    return shares
 
 
 def test_a_rank_holds_its_shard_alone():
-    for world_size, replicas, share in ((4, 1, 4), (4, 2, 2)):
-        found = run_ranks(world_size, shapes_on_rank, {"sharding": {"num_replicas": replicas}})
-        for held, total, placements in found:
-            assert held == pytest.approx(total / share, rel=0.15)
-            assert ("Replicate" in placements[0] or "R" in placements[0].split(",")[0]) == (replicas > 1)
+    for shares in run_ranks(4, shares_of_rank, (1, 2)):
+        assert shares == pytest.approx([1 / 4, 1 / 2], rel=0.15)  # rows that do not divide go to the first ranks
 
 
 def peak_of_rank(distributed):

@@ -55,11 +55,7 @@ def shard(method: Method, distributed: Distributed, precision: str, config: Shar
     """
     assert isinstance(method, nn.Module)
     mesh = _mesh(distributed, config.num_replicas)
-    # A GPU gathers weights as bf16, which halves the traffic. A CPU run gathers them as they are, and autocast rounds
-    # them where they are used: it then computes what a single process computes, to the rounding of the gradients' sum.
-    half = precision == "bf16" and distributed.device.type == "cuda"
-    param_dtype = torch.bfloat16 if half else None
-    policy = MixedPrecisionPolicy(param_dtype, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(_gathered_dtype(precision, distributed.device), reduce_dtype=torch.float32)
     # A network may well return a view; only the in-place operations on it that the warning is about would be wrong.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for unit in method.shard_units():
@@ -81,6 +77,13 @@ def _mesh(distributed: Distributed, num_replicas: int) -> DeviceMesh:
     if num_replicas == 1:
         return init_device_mesh(device, (world_size,), mesh_dim_names=("shard",))
     return init_device_mesh(device, (num_replicas, world_size // num_replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def _gathered_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """A GPU gathers weights as bf16, which halves the traffic. A CPU gathers them as they are (None), and autocast
+    rounds them where they are used: it then computes what one process computes, to the rounding of the gradients' sum.
+    """
+    return torch.bfloat16 if precision == "bf16" and device.type == "cuda" else None
 
 
 def _prefetch(blocks: Sequence[nn.Module], num_ahead: int) -> None:

@@ -68,7 +68,7 @@ class DinoV2(nn.Module):
         self.local_grid = _patch_grid("method.local_crops", config.local_crops, backbone.patch_size)
         if config.global_crops.num != 2:
             raise ConfigError(
-                "method.global_crops.num must be 2 (the objective pairs two views), got {config.global_crops.num}"
+                f"method.global_crops.num must be 2 (the objective pairs two views), got {config.global_crops.num}"
             )
         if config.koleo_weight > 0 and group_size < 2:
             raise ConfigError(
