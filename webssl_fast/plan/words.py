@@ -98,7 +98,7 @@ def as_text(plan: Estimate, by_checkpointing: dict[str, Estimate], changes: list
         lines.append(f"  {'computed again (not in MFU)':28} {plan.recomputed_flops_per_image / 1e12:9.3f}")
     flops_per_step = plan.flops_per_image * train.global_batch_size
     lines += [
-        f"  a step of {train.global_batch_size:,} images: {flops_per_step / 1e15:,.2f} PFLOP",
+        f"  a step of {train.global_batch_size:,} images: {flops_per_step / 1e12:,.2f} TFLOP",
         "",
         f"time, at an MFU of {plan.mfu:g}",
         f"  a step          {plan.seconds_per_step:12,.3f} s   "
