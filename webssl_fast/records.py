@@ -93,6 +93,21 @@ class Batch:
             self.num_bad,
         )
 
+    def pinned(self) -> Batch:
+        """What is on the host in page-locked memory: a copy from any other makes the host wait for the GPU."""
+
+        def pin(t: Tensor) -> Tensor:
+            return t.pin_memory() if t.device.type == "cpu" else t
+
+        return Batch(
+            self.positions,
+            self.sample_ids,
+            [pin(c) for c in self.crops],
+            pin(self.labels),
+            {k: pin(v) for k, v in self.host.items()},
+            self.num_bad,
+        )
+
 
 @dataclass(frozen=True)
 class Preprocessing:

@@ -72,12 +72,16 @@ def test_default_group_does_not_depend_on_the_ranks(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "world_size", "expected"),
     [
+        (["train.sharding.num_replicas=3"], 4, "num_replicas is 3, which does not divide 4 ranks; allowed: 1, 2, 4"),
+        (["train.student_weights=bf16"], 1, "optim.implementation is torch, .*set optim.implementation=torchao_8bit"),
+        (["train.teacher_weights=bf16", "train.precision=fp32"], 1, "train.teacher_weights is bf16; set .*precision"),
+        (["train.fp8=teacher", "train.precision=fp32"], 1, "train.fp8=teacher stands on bf16"),
         (["train.global_batch_size=30"], 4, "does not divide among 4 ranks; 28 and 32 do"),
         (["train.global_batch_size=32", "train.micro_batch_size=5"], 1, "micro_batch_size is 5.*allowed: 1, 2, 4"),
         (["train.global_batch_size=32", "train.group_size=6"], 1, "group_size is 6.*allowed: 1, 2, 4"),
     ],
 )
-def test_batches_that_do_not_divide(tmp_path, overrides, world_size, expected):
+def test_settings_that_do_not_fit(tmp_path, overrides, world_size, expected):
     config = load_config(write(tmp_path / "run.yaml", ""), overrides)
     with pytest.raises(ConfigError, match=expected):
         resolve(config, world_size=world_size, device="cpu")

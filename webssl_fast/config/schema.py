@@ -64,7 +64,7 @@ class ModelConfig(Config):
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     layer_scale_init: PositiveFloat = 1e-5
     pos_embed_interpolation: Literal["scale_offset", "size"] = "scale_offset"
-    swiglu_pad_multiple: PositiveInt = 1  # >1 pads the SwiGLU hidden size with zero units (FP8 wants 16 or 64)
+    swiglu_pad_multiple: PositiveInt = 1  # >1 pads the SwiGLU hidden size with zero units (FP8: 64 suits every size)
 
 
 # ---------------------------------------------------------------- method
@@ -116,6 +116,7 @@ class DinoV2Config(Config):
     koleo_weight: NonNegativeFloat = 0.1
     mask_probability: Probability = 0.5  # share of global crops that carry a mask
     mask_ratio: tuple[Probability, Probability] = (0.1, 0.5)
+    fixed_masked_count: bool = False  # pads the masked patches of a pass to their upper bound: every shape is static
 
     target: Literal["sinkhorn_knopp", "centering"] = "sinkhorn_knopp"
     sinkhorn_iterations: PositiveInt = 3
@@ -139,7 +140,8 @@ MethodConfig = DinoV2Config
 class OptimConfig(Config):
     """AdamW with the schedules of DINOv2: lr is base_lr * sqrt(global_batch_size / 1024)."""
 
-    implementation: Literal["torch", "apex"] = "torch"
+    # torchao_8bit: moments in 8 bits with a scale a block (Dettmers et al., arXiv 2110.02861), quantised by torchao.
+    implementation: Literal["torch", "apex", "torchao_8bit"] = "torch"
     base_lr: PositiveFloat = 2e-4
     min_lr: NonNegativeFloat = 1e-6
     warmup_steps: NonNegativeInt = 100_000
@@ -154,6 +156,16 @@ class OptimConfig(Config):
 # ---------------------------------------------------------------- training
 
 
+class ShardingConfig(Config):
+    """How several ranks share the weights (FSDP2). One process holds everything, and these say nothing."""
+
+    num_replicas: PositiveInt = 1  # HSDP where > 1: so many copies of the weights, each sharded over ranks / replicas
+    # False keeps the student's gathered weights from its forward until its backward: less traffic, more memory. The
+    # teacher has no backward, and always gives them up.
+    reshard_after_forward: bool = True
+    prefetch_blocks: NonNegativeInt = 1  # blocks gathered ahead of the one that computes; 0: torch's own order
+
+
 class WatchdogConfig(Config):
     """Seconds that a phase may last on a rank before it prints all its stacks and ends itself; None: for ever."""
 
@@ -166,9 +178,20 @@ class WatchdogConfig(Config):
 class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
+    fp8: Literal["none", "teacher", "both"] = "none"  # the blocks' linear layers, by torchao; wants compile_blocks
+    fp8_scaling: Literal["rowwise", "tensorwise"] = "rowwise"  # rowwise keeps the weights' gradients in bf16
+    # bf16 rounds stochastically at each update, since rounding to nearest loses small ones: a bf16 EMA stands still.
+    student_weights: Literal["fp32", "bf16"] = "fp32"  # bf16 needs optim.implementation=torchao_8bit
+    teacher_weights: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # selective recomputes what is no GEMM
+    compile_blocks: bool = False  # torch.compile, block by block
+    sharding: ShardingConfig = ShardingConfig()
     num_steps: PositiveInt = 625_000
     global_batch_size: PositiveInt = 3072
-    micro_batch_size: PositiveInt | None = None  # images per rank and pass; None: global_batch_size / ranks
+    # Images per rank and pass; None: global_batch_size / ranks. Fewer accumulate gradients over several passes, which
+    # is another objective: Sinkhorn-Knopp balances the prototypes over the images of one pass (of all ranks), not over
+    # global_batch_size. KoLeo, mask ratios and drop-path go by group_size, and stay as they are.
+    micro_batch_size: PositiveInt | None = None
     group_size: PositiveInt | None = None  # images over which KoLeo, mask ratios and drop-path are defined; None: micro
     num_threads: NonNegativeInt = 0  # compute threads; 0: every core
     log_every: PositiveInt = 20
