@@ -89,7 +89,7 @@ def test_a_crop_of_one_class_is_drawn_again(tmp_path):
     for each in (made, any_crop):
         crops = [each.training_crop(image, labels, np.random.default_rng(seed))[1] for seed in range(100)]
         shares.append(np.mean([7 in crop.unique() and 3 in crop.unique() for crop in crops]))
-    # Of 181 places 38 hold two classes, 18 of them less than three quarters of either; 11 draws, and the last one stays.
+    # Of 181 places 38 hold two classes, 18 of them less than three quarters of either; of 11 draws the last one stays.
     refused = (163 / 181) ** 11
     assert shares[0] == pytest.approx(1 - refused + refused * 20 / 163, abs=0.13)
     assert shares[1] == pytest.approx(1 - (143 / 181) ** 11, abs=0.13)

@@ -53,7 +53,7 @@ def test_segmentation_head_starts_near_nothing_and_equal_for_a_seed():
     heads = [SegmentationHead(8, 5, seed, lambda x: x) for seed in (0, 0, 1)]
     weights = [head.classifier.weight for head in heads]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-    assert heads[0].classifier.bias.abs().max() == 0 and weights[0].std() == pytest.approx(0.01, rel=0.3)
+    assert heads[0].classifier.bias.abs().max() == 0 and weights[0].std().item() == pytest.approx(0.01, rel=0.3)
     assert heads[0](random(2, 8, 3, 4), (21, 28)).shape == (2, 5, 21, 28)
 
 
