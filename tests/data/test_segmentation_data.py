@@ -16,16 +16,16 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 def test_a_missing_folder_is_named(tmp_path):
     write_ade(tmp_path, {"training": 1})
     with pytest.raises(UserError, match=r"no folder .*images/validation and no .*annotations/validation.*ADEChallenge"):
-        SegmentationSplit.open(tmp_path, "validation", allow_subset=True)
+        SegmentationSplit.open(tmp_path, "validation", 3, allow_subset=True)
 
 
 def test_an_incomplete_set_says_what_was_found_and_the_way_out(tmp_path):
     write_ade(tmp_path)
     with pytest.raises(UserError, match=r"found 3 images .* 3 annotations .* 20,210 .*allow_subset=true"):
-        SegmentationSplit.open(tmp_path, "training", allow_subset=False)
+        SegmentationSplit.open(tmp_path, "training", 3, allow_subset=False)
     with pytest.raises(UserError, match=r"found 2 images .* 2,000"):
-        SegmentationSplit.open(tmp_path, "validation", allow_subset=False)
-    split = SegmentationSplit.open(tmp_path, "training", allow_subset=True)
+        SegmentationSplit.open(tmp_path, "validation", 3, allow_subset=False)
+    split = SegmentationSplit.open(tmp_path, "training", 3, allow_subset=True)
     assert len(split) == 3 and not split.is_complete
 
 
@@ -33,11 +33,11 @@ def test_an_image_without_annotation_is_named_even_in_a_subset(tmp_path):
     write_ade(tmp_path)
     (tmp_path / "annotations" / "training" / "ADE_00000001.png").unlink()
     with pytest.raises(UserError, match=r"3 images .* 2 annotations .*1 images have no annotation.*ADE_00000001"):
-        SegmentationSplit.open(tmp_path, "training", allow_subset=True)
+        SegmentationSplit.open(tmp_path, "training", 3, allow_subset=True)
 
 
 def test_classes_count_from_zero_and_nothing_becomes_255(tmp_path):
-    split = SegmentationSplit.open(write_ade(tmp_path), "training", allow_subset=True)
+    split = SegmentationSplit.open(write_ade(tmp_path), "training", 3, allow_subset=True)
     image, labels = split.read(1)
     stored = np.array(Image.open(split.pairs[1][1]))
     assert image.shape == (3, 40, 60) and image.dtype == torch.uint8
@@ -45,7 +45,7 @@ def test_classes_count_from_zero_and_nothing_becomes_255(tmp_path):
 
 
 def test_annotations_of_another_size_or_kind_are_refused(tmp_path):
-    split = SegmentationSplit.open(write_ade(tmp_path), "training", allow_subset=True)
+    split = SegmentationSplit.open(write_ade(tmp_path), "training", 3, allow_subset=True)
     Image.new("L", (60, 41)).save(split.pairs[0][1])
     Image.new("RGB", (60, 40)).save(split.pairs[1][1])
     for index in (0, 1):
@@ -53,12 +53,18 @@ def test_annotations_of_another_size_or_kind_are_refused(tmp_path):
             split.read(index)
 
 
+def test_a_class_beyond_the_config_is_named(tmp_path):
+    split = SegmentationSplit.open(write_ade(tmp_path), "training", 2, allow_subset=True)
+    with pytest.raises(UserError, match=r"ADE_00000000.png holds class 3, but eval.segmentation.num_classes is 2"):
+        split.read(0)
+
+
 def transforms(**settings):
-    return SegmentationTransforms(SegmentationConfig(**settings), MEAN, STD)
+    return SegmentationTransforms(SegmentationConfig(**{"stride_px": 10, **settings}), MEAN, STD)
 
 
 def test_training_crops_are_padded_after_the_colours(tmp_path):
-    split = SegmentationSplit.open(write_ade(tmp_path), "training", allow_subset=True)
+    split = SegmentationSplit.open(write_ade(tmp_path), "training", 3, allow_subset=True)
     made = transforms(short_side_px=40, max_long_side_px=160, crop_px=64, train_scales=(1.0, 1.0))
     image, labels = made.training_crop(*split.read(0), np.random.default_rng(0))
     assert image.shape == (3, 64, 64) and image.dtype == torch.float32
@@ -68,7 +74,7 @@ def test_training_crops_are_padded_after_the_colours(tmp_path):
 
 
 def test_labels_stay_with_their_pixels(tmp_path):
-    split = SegmentationSplit.open(write_ade(tmp_path, size=(60, 90)), "training", allow_subset=True)
+    split = SegmentationSplit.open(write_ade(tmp_path, size=(60, 90)), "training", 3, allow_subset=True)
     made = transforms(short_side_px=60, max_long_side_px=None, crop_px=48, train_scales=(0.8, 1.5))
     for seed in range(8):  # brightness and class rise together, whatever happened to the image
         image, labels = made.training_crop(*split.read(0), np.random.default_rng(seed))
@@ -96,14 +102,14 @@ def test_a_crop_of_one_class_is_drawn_again(tmp_path):
 
 
 def test_training_crops_depend_on_their_generator_alone(tmp_path):
-    split = SegmentationSplit.open(write_ade(tmp_path), "training", allow_subset=True)
+    split = SegmentationSplit.open(write_ade(tmp_path), "training", 3, allow_subset=True)
     made = transforms(short_side_px=40, crop_px=32)
     first, again, other = (made.training_crop(*split.read(0), np.random.default_rng(s)) for s in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and not torch.equal(first[0], other[0])
 
 
 def test_test_views_are_the_image_at_each_scale(tmp_path):
-    split = SegmentationSplit.open(write_ade(tmp_path), "validation", allow_subset=True)
+    split = SegmentationSplit.open(write_ade(tmp_path), "validation", 3, allow_subset=True)
     image, labels = split.read(0)
     sample = transforms(short_side_px=20, max_long_side_px=None, test_scales=(1.0, 1.32, 3.0)).test_sample(
         0, image, labels

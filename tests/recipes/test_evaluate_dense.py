@@ -149,7 +149,7 @@ def test_the_command_line_judges_an_own_run(folder, tmp_path, monkeypatch, capsy
     }
     overrides = [f"eval.segmentation.{key}={str(value).lower()}" for key, value in settings.items()]
     assert main(["eval", *common, *overrides]) == 0
-    assert "segmentation of run step 4: 3 training, 2 test images" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run" / "segmentation.json").read_text())["encoder"] == "run step 4"
+    assert "segmentation of run/step_00000004: 3 training, 2 test images" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "segmentation.json").read_text())["encoder"] == "run/step_00000004"
     assert main(["eval", *common, *overrides, "eval.segmentation.allow_subset=false"]) == 1
     assert "eval.segmentation.source: found 3 images" in capsys.readouterr().err

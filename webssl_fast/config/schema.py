@@ -15,6 +15,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Box = tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]  # top, bottom, left, right
 
 
 class Config(BaseModel):
@@ -232,6 +233,14 @@ class SegmentationConfig(Config):
     weight_decay: NonNegativeFloat = 1e-4
     num_pictures: NonNegativeInt = 4  # test images saved beside their truth and prediction
 
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.stride_px > self.crop_px:
+            raise ValueError(f"stride_px must be at most crop_px {self.crop_px}, else pixels are left out")
+        if self.train_scales[0] > self.train_scales[1] or not self.test_scales:
+            raise ValueError("train_scales must be (low, high) with low <= high; test_scales must name one at least")
+        return self
+
 
 class DepthConfig(Config):
     """NYUd v2 by a linear layer on frozen tokens, depth being 256 bins' expectation. Defaults: DINOv2's "lin. 1"."""
@@ -242,8 +251,8 @@ class DepthConfig(Config):
     min_depth_m: PositiveFloat = 1e-3
     max_depth_m: PositiveFloat = 10.0
     num_bins: PositiveInt = 256
-    train_box_px: tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt] | None = (45, 472, 43, 608)
-    test_box_px: tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt] | None = (45, 471, 41, 601)  # Eigen's
+    train_box_px: Box | None = (45, 472, 43, 608)  # what is used of a training image; None: all of it
+    test_box_px: Box | None = (45, 471, 41, 601)  # where a prediction is judged: Eigen's; None: everywhere
     crop_px: tuple[PositiveInt, PositiveInt] = (416, 544)  # height, width
     max_rotation_degrees: NonNegativeFloat = 2.5
     num_steps: PositiveInt = 38_400
@@ -256,6 +265,17 @@ class DepthConfig(Config):
     clip_grad_norm: PositiveFloat = 35.0
     pick_best_every: PositiveInt | None = None  # keep the head of the lowest abs_rel on the test set; None: the last
     num_pictures: NonNegativeInt = 4  # test images saved beside their truth and prediction
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.min_depth_m >= self.max_depth_m:
+            raise ValueError(f"min_depth_m must be below max_depth_m {self.max_depth_m}")
+        if self.global_batch_size % self.images_per_loss:
+            raise ValueError(f"global_batch_size must be a multiple of images_per_loss {self.images_per_loss}")
+        for name, box in (("train_box_px", self.train_box_px), ("test_box_px", self.test_box_px)):
+            if box is not None and (box[0] >= box[1] or box[2] >= box[3]):
+                raise ValueError(f"{name} must be (top, bottom, left, right) with top < bottom and left < right")
+        return self
 
 
 class EvalConfig(Config):

@@ -48,10 +48,11 @@ class SegmentationSplit:
     """Image and annotation files of one split, by name."""
 
     pairs: tuple[tuple[Path, Path], ...]
+    num_classes: int
     is_complete: bool
 
     @classmethod
-    def open(cls, source: str | Path, split: str, allow_subset: bool) -> SegmentationSplit:
+    def open(cls, source: str | Path, split: str, num_classes: int, allow_subset: bool) -> SegmentationSplit:
         """Every image of `split` ("training", "validation") with its annotation.
 
         Raises UserError where a folder is missing, an image has no annotation, or, unless `allow_subset`, images are
@@ -82,7 +83,7 @@ class SegmentationSplit:
             )
         if not is_complete:
             logger.warning("segmentation on a subset: %d of %d images in %s", len(images), expected, split)
-        return cls(tuple((image, annotations[image.stem]) for image in images), is_complete)
+        return cls(tuple((image, annotations[image.stem]) for image in images), num_classes, is_complete)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -96,6 +97,11 @@ class SegmentationSplit:
                 f"{label_path} must be 8-bit with one value a pixel, of {image.shape[1]}x{image.shape[2]} as its "
                 f"image, got {labels.dtype} {list(labels.shape)}; the scene parsing set (ADEChallengeData2016) has "
                 "such files, the full ADE20K release has not"
+            )
+        if (highest := int(labels.max())) > self.num_classes:
+            raise UserError(
+                f"{label_path} holds class {highest}, but eval.segmentation.num_classes is {self.num_classes}; allowed "
+                "are 1 to that number, and 0 for what does not count"
             )
         return image, labels - 1  # uint8: 0, which counts for nothing, becomes 255
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from webssl_fast.config.schema import DepthConfig, EvalConfig, RunConfig, SegmentationConfig
-from webssl_fast.data.dense_loading import DenseBatch, DenseTestLoader, DenseTrainLoader
+from webssl_fast.data.dense_loading import DenseTestLoader, DenseTrainLoader
 from webssl_fast.data.depth_data import DepthSplit, DepthTransforms
 from webssl_fast.data.pipeline import loader_threads
 from webssl_fast.data.segmentation_data import SegmentationSplit, SegmentationTransforms
@@ -32,62 +32,48 @@ def names_dense_data(config: EvalConfig) -> bool:
 
 
 def evaluate_dense(encoder: Encoder, config: RunConfig, ranks: Distributed) -> list[EvalResult]:
-    """Runs what `config.eval` names data for: segmentation, depth, or both.
+    """Runs what `config.eval` names data for: segmentation, depth, both or nothing.
 
     encoder  whole on every rank's device, frozen
     Writes into output_dir `segmentation.json` and `depth.json` (what was judged, by which settings, on how many images,
-    the scores, the seconds) and pictures. Raises UserError where the data is incomplete.
+    the scores, the seconds) and pictures. Raises UserError where data is incomplete, before anything is trained.
     """
-    results = []
+    tasks = []
     if config.eval.segmentation.source:
-        results.append(_segmentation(encoder, config, ranks))
+        tasks.append(_segmentation(encoder, config.eval.segmentation, ranks))
     if config.eval.depth.source:
-        results.append(_depth(encoder, config, ranks))
-    return results
+        tasks.append(_depth(encoder, config.eval.depth, ranks))
+    for task in tasks:  # a file of another kind shows now, not after the training
+        task.transforms.training_crop(*task.train.read(0), np.random.default_rng(0))
+        task.test.read(0)
+    return [_run(task, encoder, config, ranks) for task in tasks]
 
 
-def _segmentation(encoder: Encoder, config: RunConfig, ranks: Distributed) -> EvalResult:
-    settings = config.eval.segmentation
+@dataclass(frozen=True)
+class _Task:
+    evaluate: Callable[..., EvalResult]
+    settings: SegmentationConfig | DepthConfig
+    train: SegmentationSplit | DepthSplit
+    test: SegmentationSplit | DepthSplit
+    transforms: SegmentationTransforms | DepthTransforms
+    save: Callable[[Path, int, np.ndarray, np.ndarray, np.ndarray], None]
+
+
+def _segmentation(encoder: Encoder, settings: SegmentationConfig, ranks: Distributed) -> _Task:
     _check_batch("eval.segmentation", settings.global_batch_size, 1, ranks)
     train, test = (
-        SegmentationSplit.open(settings.source, split, settings.allow_subset) for split in ("training", "validation")
+        SegmentationSplit.open(settings.source, split, settings.num_classes, settings.allow_subset)
+        for split in ("training", "validation")
     )
     transforms = SegmentationTransforms(settings, encoder.preprocessing.mean, encoder.preprocessing.std)
-    started = time.monotonic()
-    result = evaluate_segmentation(
-        encoder,
-        settings,
-        _train_loader(lambda i, rng: transforms.training_crop(*train.read(i), rng), train, settings, config, ranks),
-        _test_loader(lambda i: transforms.test_sample(i, *test.read(i)), test, config, ranks),
-        ranks.device,
-        ranks,
-        seed=config.seed,
-        autocast_dtype=_autocast_dtype(config),
-        on_prediction=_saver(save_segmentation, settings.num_pictures, config),
-    )
-    _finish(result, encoder, settings, train, test, config, ranks, time.monotonic() - started)
-    return result
+    return _Task(evaluate_segmentation, settings, train, test, transforms, save_segmentation)
 
 
-def _depth(encoder: Encoder, config: RunConfig, ranks: Distributed) -> EvalResult:
-    settings = config.eval.depth
+def _depth(encoder: Encoder, settings: DepthConfig, ranks: Distributed) -> _Task:
     _check_batch("eval.depth", settings.global_batch_size, settings.images_per_loss, ranks)
     train, test = (DepthSplit.open(settings.source, split, settings.allow_subset) for split in ("train", "test"))
     transforms = DepthTransforms(settings, encoder.preprocessing.mean, encoder.preprocessing.std)
-    started = time.monotonic()
-    result = evaluate_depth(
-        encoder,
-        settings,
-        _train_loader(lambda i, rng: transforms.training_crop(*train.read(i), rng), train, settings, config, ranks),
-        _test_loader(lambda i: transforms.test_sample(i, *test.read(i)), test, config, ranks),
-        ranks.device,
-        ranks,
-        seed=config.seed,
-        autocast_dtype=_autocast_dtype(config),
-        on_prediction=_saver(save_depth, settings.num_pictures, config),
-    )
-    _finish(result, encoder, settings, train, test, config, ranks, time.monotonic() - started)
-    return result
+    return _Task(evaluate_depth, settings, train, test, transforms, save_depth)
 
 
 def _check_batch(name: str, global_batch_size: int, images_per_loss: int, ranks: Distributed) -> None:
@@ -99,85 +85,68 @@ def _check_batch(name: str, global_batch_size: int, images_per_loss: int, ranks:
         )
 
 
-def _train_loader(
-    draw: Callable[[int, np.random.Generator], DenseBatch],
-    split: SegmentationSplit | DepthSplit,
-    settings: SegmentationConfig | DepthConfig,
-    config: RunConfig,
-    ranks: Distributed,
-) -> DenseTrainLoader:
-    assert config.data.prefetch_batches is not None
-    return DenseTrainLoader(
-        draw,
-        len(split),
-        purpose=type(settings).__name__,
+def _run(task: _Task, encoder: Encoder, config: RunConfig, ranks: Distributed) -> EvalResult:
+    started = time.monotonic()
+    prefetch_batches = config.data.prefetch_batches
+    assert prefetch_batches is not None
+    num_threads = loader_threads(config.data, prefetch_batches, torch.get_num_threads())
+    train_loader = DenseTrainLoader(
+        lambda index, rng: task.transforms.training_crop(*task.train.read(index), rng),
+        len(task.train),
+        purpose=type(task.settings).__name__,
         seed=config.seed,
-        num_steps=settings.num_steps,
-        global_batch_size=settings.global_batch_size,
+        num_steps=task.settings.num_steps,
+        global_batch_size=task.settings.global_batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        prefetch_batches=config.data.prefetch_batches,
-        num_threads=_num_threads(config),
+        prefetch_batches=prefetch_batches,
+        num_threads=num_threads,
     )
-
-
-def _test_loader(
-    read: Callable[[int], DenseSample], split: SegmentationSplit | DepthSplit, config: RunConfig, ranks: Distributed
-) -> DenseTestLoader:
-    assert config.data.prefetch_batches is not None
-    return DenseTestLoader(
-        read,
-        len(split),
+    test_loader = DenseTestLoader(
+        lambda index: task.transforms.test_sample(index, *task.test.read(index)),
+        len(task.test),
         rank=ranks.rank,
         world_size=ranks.world_size,
-        prefetch_samples=config.data.prefetch_batches,
-        num_threads=_num_threads(config),
+        prefetch_samples=prefetch_batches,
+        num_threads=num_threads,
     )
 
-
-def _num_threads(config: RunConfig) -> int:
-    assert config.data.prefetch_batches is not None
-    return loader_threads(config.data, config.data.prefetch_batches, torch.get_num_threads())
-
-
-def _autocast_dtype(config: RunConfig) -> torch.dtype | None:
-    return torch.bfloat16 if config.train.precision == "bf16" else None
-
-
-def _saver(
-    save: Callable[[Path, int, np.ndarray, np.ndarray, np.ndarray], None], num_pictures: int, config: RunConfig
-) -> Callable[[DenseSample, Tensor], None]:
-    def on_prediction(sample: DenseSample, predicted: Tensor) -> None:
-        if sample.index < num_pictures:
+    def save_picture(sample: DenseSample, predicted: Tensor) -> None:
+        if sample.index < task.settings.num_pictures:
             image_HW3 = sample.image.permute(1, 2, 0).numpy()
-            save(Path(config.output_dir), sample.index, image_HW3, sample.target.numpy(), predicted.numpy())
+            task.save(Path(config.output_dir), sample.index, image_HW3, sample.target.numpy(), predicted.numpy())
 
-    return on_prediction
+    result = task.evaluate(
+        encoder,
+        task.settings,
+        train_loader,
+        test_loader,
+        ranks.device,
+        ranks,
+        seed=config.seed,
+        autocast_dtype=torch.bfloat16 if config.train.precision == "bf16" else None,
+        on_prediction=save_picture,
+    )
+    if ranks.is_main:
+        _write(result, task, encoder, config, ranks, time.monotonic() - started)
+    return result
 
 
-def _finish(
-    result: EvalResult,
-    encoder: Encoder,
-    settings: SegmentationConfig | DepthConfig,
-    train: SegmentationSplit | DepthSplit,
-    test: SegmentationSplit | DepthSplit,
-    config: RunConfig,
-    ranks: Distributed,
-    seconds: float,
+def _write(
+    result: EvalResult, task: _Task, encoder: Encoder, config: RunConfig, ranks: Distributed, seconds: float
 ) -> None:
-    if not ranks.is_main:
-        return
-    content: dict[str, Any] = {
+    complete = task.train.is_complete and task.test.is_complete
+    content = {
         "evaluation": result.name,
         "encoder": encoder.name,
         "scores": result.scores,
         "data": {
-            "source": settings.source,
-            "train_images": len(train),
-            "test_images": len(test),
-            "complete": train.is_complete and test.is_complete,
+            "source": task.settings.source,
+            "train_images": len(task.train),
+            "test_images": len(task.test),
+            "complete": complete,
         },
-        "config": settings.model_dump(mode="json"),
+        "config": task.settings.model_dump(mode="json"),
         "seed": config.seed,
         "precision": config.train.precision,
         "ranks": ranks.world_size,
@@ -186,6 +155,6 @@ def _finish(
     path = Path(config.output_dir) / f"{result.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
-    subset = "" if content["data"]["complete"] else ", a SUBSET: not comparable with published scores"
-    print(f"{result.name} of {encoder.name}: {len(train)} training, {len(test)} test images{subset}")
+    subset = "" if complete else ", a SUBSET: not comparable with published scores"
+    print(f"{result.name} of {encoder.name}: {len(task.train)} training, {len(task.test)} test images{subset}")
     print("\n".join(f"{name:22}{score:>12.4f}" for name, score in result.scores.items()))
