@@ -51,6 +51,7 @@ def evaluate_dense(encoder: Encoder, config: RunConfig, ranks: Distributed) -> l
 
 @dataclass(frozen=True)
 class _Task:
+    name: str
     evaluate: Callable[..., EvalResult]
     settings: SegmentationConfig | DepthConfig
     train: SegmentationSplit | DepthSplit
@@ -66,14 +67,14 @@ def _segmentation(encoder: Encoder, settings: SegmentationConfig, ranks: Distrib
         for split in ("training", "validation")
     )
     transforms = SegmentationTransforms(settings, encoder.preprocessing.mean, encoder.preprocessing.std)
-    return _Task(evaluate_segmentation, settings, train, test, transforms, save_segmentation)
+    return _Task("segmentation", evaluate_segmentation, settings, train, test, transforms, save_segmentation)
 
 
 def _depth(encoder: Encoder, settings: DepthConfig, ranks: Distributed) -> _Task:
     _check_batch("eval.depth", settings.global_batch_size, settings.images_per_loss, ranks)
     train, test = (DepthSplit.open(settings.source, split, settings.allow_subset) for split in ("train", "test"))
     transforms = DepthTransforms(settings, encoder.preprocessing.mean, encoder.preprocessing.std)
-    return _Task(evaluate_depth, settings, train, test, transforms, save_depth)
+    return _Task("depth", evaluate_depth, settings, train, test, transforms, save_depth)
 
 
 def _check_batch(name: str, global_batch_size: int, images_per_loss: int, ranks: Distributed) -> None:
@@ -93,7 +94,7 @@ def _run(task: _Task, encoder: Encoder, config: RunConfig, ranks: Distributed) -
     train_loader = DenseTrainLoader(
         lambda index, rng: task.transforms.training_crop(*task.train.read(index), rng),
         len(task.train),
-        purpose=type(task.settings).__name__,
+        purpose=task.name,
         seed=config.seed,
         num_steps=task.settings.num_steps,
         global_batch_size=task.settings.global_batch_size,
