@@ -51,8 +51,10 @@ and exits with status 76 (train.watchdog). docs/cluster.md has scripts for Slurm
         commands,
         "eval",
         "evaluate a checkpoint's frozen encoder by a config",
-        """Judges a frozen encoder by what CONFIG describes under `eval:` (k-NN on labelled folders or tars), and for
-a run of ours an untrained one beside it. Prints the scores and writes eval.json into output_dir.
+        """Judges a frozen encoder by what CONFIG describes under `eval:`. Prints the scores and writes into output_dir:
+  eval.json           k-NN on labelled folders or tars; for a run of ours with an untrained encoder beside it
+  segmentation.json   a linear head on ADE20K, and pictures of what it predicts
+  depth.json          a linear head on NYUd v2, and pictures of what it predicts
 
 eval.checkpoint names the encoder: a run or one of its checkpoints (output_dir by default), a .pth file of the Web-SSL
 authors, or a folder or id of the Hugging Face hub: Web-SSL, DINOv2, DINOv3, MAE, I-JEPA, CLIP, MetaCLIP, SigLIP.""",
