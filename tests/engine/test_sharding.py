@@ -72,11 +72,13 @@ def test_two_ranks_train_what_one_trains_whatever_is_recomputed_or_gathered(one,
     assert_same_losses(tmp_path, one)
 
 
-def test_two_replicas_of_two_shards_train_what_one_rank_trains(one, tmp_path):
+def test_two_replicas_of_two_shards_train_what_one_rank_trains_and_hand_over(one, tmp_path):
     settings = {"sharding": {"num_replicas": 2}, "activation_checkpointing": "full"}
     positions = run_ranks(4, run_dinov2, tmp_path, settings, None, None, HALF)
     assert_same_losses(tmp_path, one, num_steps=HALF)
     assert steps_of(positions)[3] == list(range(24, 32))
+    alone(run_dinov2, tmp_path)  # goes on from what the replicas saved
+    assert_same_losses(tmp_path, one)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
