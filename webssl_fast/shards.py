@@ -23,7 +23,7 @@ def first_element(tensor: Tensor) -> int:
             raise ValueError(f"a tensor placed as {tensor.placements} is not cut once along dim 0")
         num_shards = tensor.device_mesh.size(axis)
         row = min(tensor.device_mesh.get_local_rank(axis) * -(-rows // num_shards), rows)
-    return row * tensor[:1].numel() if rows else 0
+    return row * tensor.shape[1:].numel()
 
 
 def num_copies(tensor: Tensor) -> int:

@@ -41,6 +41,13 @@ def step(method, precision="fp32"):
     return loss.detach(), grads, sum(kept.values()), ops.counts
 
 
+def unwatched_step(method):
+    """Loss and gradients; torch.compile does nothing under modes such as those above."""
+    loss, _ = method.training_step(noise_batch(method), 0)
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in method.student.named_parameters()}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("mode", ["selective", "full"])
 def test_checkpointing_changes_no_number(mode, precision):
@@ -86,12 +93,12 @@ def test_one_compilation_serves_all_blocks(mode):
     counter = CompileCounter()
     checkpoint_blocks(compiled, mode)
     compile_blocks(compiled, backend=counter)
-    loss, grads, *_ = step(plain)
-    other_loss, other_grads, *_ = step(compiled)
+    loss, grads = unwatched_step(plain)
+    other_loss, other_grads = unwatched_step(compiled)
     torch.testing.assert_close(loss, other_loss)
     for name in grads:
         torch.testing.assert_close(grads[name], other_grads[name], msg=name)
-    assert 1 <= counter.frame_count <= 2  # the student's blocks, with drop-path and gradients, and the teacher's
+    assert counter.frame_count == 2  # the student's blocks, with drop-path and gradients, and the teacher's
 
 
 @pytest.mark.nightly
@@ -100,8 +107,8 @@ def test_inductor_computes_the_same():
     plain, compiled = tiny_method(drop_path_rate=0.3), tiny_method(drop_path_rate=0.3)
     checkpoint_blocks(compiled, "selective")
     compile_blocks(compiled)
-    loss, grads, *_ = step(plain)
-    other_loss, other_grads, *_ = step(compiled)
+    loss, grads = unwatched_step(plain)
+    other_loss, other_grads = unwatched_step(compiled)
     torch.testing.assert_close(loss, other_loss, rtol=1e-5, atol=1e-5)
     for name in grads:
         torch.testing.assert_close(grads[name], other_grads[name], rtol=1e-3, atol=1e-5, msg=name)

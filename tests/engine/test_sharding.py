@@ -10,14 +10,16 @@ import shutil
 
 import pytest
 import torch
+from torch.distributed.tensor.debug import CommDebugMode
 
 from tests.engine.comparison import metrics_of
 from tests.engine.dinov2_run import NUM_STEPS, run_dinov2
 from tests.engine.ranks import alone, run_ranks
-from tests.methods.tiny import tiny_method
+from tests.methods.tiny import noise_batch, tiny_method
 from webssl_fast.config.schema import ModelConfig, OptimConfig, ShardingConfig, TrainConfig
 from webssl_fast.engine import sharding
 from webssl_fast.engine.distributed import Distributed
+from webssl_fast.engine.optimizer import Optimizer
 from webssl_fast.engine.sharding import materialize
 from webssl_fast.methods.dinov2 import DinoV2
 
@@ -70,11 +72,13 @@ def test_two_ranks_train_what_one_trains_whatever_is_recomputed_or_gathered(one,
     assert_same_losses(tmp_path, one)
 
 
-def test_two_replicas_of_two_shards_train_what_one_rank_trains(one, tmp_path):
+def test_two_replicas_of_two_shards_train_what_one_rank_trains_and_hand_over(one, tmp_path):
     settings = {"sharding": {"num_replicas": 2}, "activation_checkpointing": "full"}
     positions = run_ranks(4, run_dinov2, tmp_path, settings, None, None, HALF)
     assert_same_losses(tmp_path, one, num_steps=HALF)
     assert steps_of(positions)[3] == list(range(24, 32))
+    alone(run_dinov2, tmp_path)  # goes on from what the replicas saved
+    assert_same_losses(tmp_path, one)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -162,6 +166,28 @@ def shares_of_rank(distributed, numbers_of_replicas):
 def test_a_rank_holds_its_shard_alone():
     for shares in run_ranks(4, shares_of_rank, (1, 2)):
         assert shares == pytest.approx([1 / 4, 1 / 2], rel=0.15)  # rows that do not divide go to the first ranks
+
+
+def collectives_of_rank(distributed, implementation, weights):
+    """Collectives of an optimizer step with its EMA, by kind."""
+    settings = TrainConfig(precision="bf16", student_weights=weights, teacher_weights=weights)
+    method = tiny_method(init=False)
+    materialize(method, 0, distributed, settings)
+    config = OptimConfig(implementation=implementation)
+    optimizer = Optimizer(method, config, distributed, num_steps=10, global_batch_size=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = method.training_step(noise_batch(method, 4 * distributed.rank), 0)
+    loss.backward()
+    with CommDebugMode() as communication:
+        optimizer.step(0, loss.detach())
+        method.after_step(0)
+    return {str(kind): count for kind, count in communication.get_comm_counts().items()}
+
+
+@pytest.mark.parametrize(("implementation", "weights"), [("torch", "fp32"), ("torchao_8bit", "bf16")])
+def test_an_optimizer_step_takes_one_collective(implementation, weights):
+    (counts, _) = run_ranks(2, collectives_of_rank, implementation, weights)
+    assert sum(counts.values()) == 1 and "allreduce" in str(counts), counts
 
 
 def peak_of_rank(distributed):
