@@ -18,6 +18,7 @@ from tests.engine.ranks import alone, run_ranks
 from tests.methods.tiny import noise_batch, tiny_method
 from webssl_fast.config.schema import ModelConfig, OptimConfig, ShardingConfig, TrainConfig
 from webssl_fast.engine import sharding
+from webssl_fast.engine.checkpoint import load_weights
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
 from webssl_fast.engine.sharding import materialize
@@ -213,3 +214,14 @@ def peak_of_rank(distributed):
 def test_no_rank_ever_holds_everything():
     for peak, whole in run_ranks(2, peak_of_rank):
         assert whole / 2 <= peak < 0.75 * whole  # plus whole copies of one tensor at a time
+
+
+def test_weights_of_another_precision_start_a_run(one):
+    """Continued pre-training in bf16 from a run in fp32, without its optimizer."""
+    method, plain = tiny_method(init=False), tiny_method(init=False)
+    materialize(method, 1, CPU, TrainConfig(student_weights="bf16"))
+    load_weights(one, method, CPU)
+    load_weights(one, plain, CPU)
+    for name, tensor in plain.state_dict().items():
+        wanted = torch.bfloat16 if name.startswith("student.") else torch.float32
+        assert torch.equal(method.state_dict()[name], tensor.to(wanted)), name

@@ -36,10 +36,9 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], distributed: Dist
         str(folder), fqn_to_index_mapping=_file_indices(tensors, distributed.world_size), save_distributed=True
     )
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            packed = {name: tensor.contiguous() for name, tensor in tensors.items()}  # safetensors takes no other
-            dcp.save(packed, storage_writer=writer, no_dist=single)
+        _accept_one_process()
+        packed = {name: tensor.contiguous() for name, tensor in tensors.items()}  # safetensors takes no other
+        dcp.save(packed, storage_writer=writer, process_group=distributed.group, no_dist=single)
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from error
@@ -50,8 +49,17 @@ def files_of_rank(folder: Path, rank: int) -> list[Path]:
     return sorted(folder.glob(f"shard-{rank + 1:05d}-*.safetensors"))
 
 
-def read_tensors(folder: Path, tensors: Mapping[str, Tensor], distributed: Distributed, *, prefix: str = "") -> None:
+def read_tensors(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    distributed: Distributed,
+    *,
+    prefix: str = "",
+    any_float: bool = False,
+) -> None:
     """Reads the tensors under `prefix` of `folder` into `tensors`, in place; they may be sharded in another way.
+
+    any_float  takes floats of another precision too, rounded to nearest; otherwise dtypes must be equal
 
     Every rank calls this. Raises TensorMismatch, before anything is read, if names, shapes or dtypes differ.
     """
@@ -61,8 +69,11 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], distributed: Distr
     mismatches += [f"{name} is in the checkpoint only" for name in stored if name not in tensors]
     for name, tensor in tensors.items():
         if name in stored:
-            there, here = _describe(stored[name].size, stored[name].properties.dtype), _describe(*_form(tensor))
-            if there != here:
+            stored_dtype = stored[name].properties.dtype
+            there, here = _describe(stored[name].size, stored_dtype), _describe(*_form(tensor))
+            floats = stored_dtype.is_floating_point and tensor.is_floating_point()
+            same = stored[name].size == tensor.shape if any_float and floats else there == here
+            if not same:
                 mismatches.append(f"{name} is {there} in the checkpoint and {here} in this model")
     if mismatches:
         more = f"; and {len(mismatches) - 5} more" if len(mismatches) > 5 else ""
@@ -70,9 +81,14 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], distributed: Distr
             f"the checkpoint {folder} is of another architecture: {'; '.join(mismatches[:5])}{more}. Nothing was "
             "changed. Run it with the config.yaml that stands beside its checkpoints, or choose another output_dir"
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=distributed.world_size == 1)
+    _accept_one_process()
+    dcp.load(dict(tensors), storage_reader=reader, no_dist=distributed.world_size == 1)
+
+
+def _accept_one_process() -> None:
+    """Ends what DCP says of every save and load of one process; for good, since warnings.catch_warnings would undo what
+    another thread does meanwhile."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def _file_indices(tensors: Mapping[str, Tensor], world_size: int) -> dict[str, int]:

@@ -58,6 +58,23 @@ class VisionTransformer(nn.Module):
         masks  for each group None or a bool [B, N]: True where the patch is replaced by the mask token
         kept   for each block what drop-path leaves of the attention and the MLP branch; None: everything
         """
+        x_TD, groups = self._embed(crops, masks)
+        for i, block in enumerate(self.blocks):
+            x_TD = block(x_TD, groups, None if kept is None else kept[i])
+        return _unpack(self.norm(x_TD), groups)
+
+    def block_features(self, images_B3HW: Tensor, blocks: Sequence[int], *, final_norm: bool) -> list[Features]:
+        """Features after each of `blocks` (0 is the first), in that order; `final_norm`: through the last LayerNorm."""
+        x_TD, groups = self._embed([images_B3HW], None)
+        after: dict[int, Features] = {}
+        for i, block in enumerate(self.blocks[: max(blocks) + 1]):
+            x_TD = block(x_TD, groups)
+            if i in blocks:
+                (after[i],) = _unpack(self.norm(x_TD) if final_norm else x_TD, groups)
+        return [after[i] for i in blocks]
+
+    def _embed(self, crops: Sequence[Tensor], masks: Sequence[Tensor | None] | None) -> tuple[Tensor, Groups]:
+        """Packed tokens [T, D] before the first block, and their groups."""
         tokens, groups = [], []
         embedded = self.patch_embed(list(crops))
         for i, (crop, patch_BND) in enumerate(zip(crops, embedded, strict=True)):
@@ -69,16 +86,7 @@ class VisionTransformer(nn.Module):
             cls_B1D = (self.cls_token + pos_1ND[:, :1]).expand(B, -1, -1)
             tokens.append(torch.cat([cls_B1D, patch_BND + pos_1ND[:, 1:]], dim=1).flatten(0, 1))
             groups.append((B, 1 + h * w))
-        packed: Groups = tuple(groups)
-        x_TD = torch.cat(tokens)
-        for i, block in enumerate(self.blocks):
-            x_TD = block(x_TD, packed, None if kept is None else kept[i])
-        x_TD = self.norm(x_TD)
-        outputs = []
-        for part_TD, (B, length) in zip(x_TD.split([b * n for b, n in packed]), packed, strict=True):
-            part_BND = part_TD.view(B, length, -1)
-            outputs.append(Features(part_BND[:, 0], part_BND[:, 1:]))
-        return outputs
+        return torch.cat(tokens), tuple(groups)
 
     def initialize(self, seed: int, prefix: str) -> None:
         """DINOv2's initialisation. Every tensor is a function of (seed, prefix + its name), whatever the sharding and
@@ -120,16 +128,12 @@ class VisionTransformer(nn.Module):
         return swiglu_padding.pad(name, whole, *self._hidden_dims())
 
 
-class Encoder(nn.Module):
-    """A backbone as evaluations see it: one size of images, every token, after the final norm."""
-
-    def __init__(self, backbone: VisionTransformer):
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, images: Tensor) -> Features:
-        """[B, 3, H, W] -> Features of [B, D] and [B, N, D]."""
-        return self.backbone([images])[0]
+def _unpack(x_TD: Tensor, groups: Groups) -> list[Features]:
+    outputs = []
+    for part_TD, (B, length) in zip(x_TD.split([b * n for b, n in groups]), groups, strict=True):
+        part_BND = part_TD.view(B, length, -1)
+        outputs.append(Features(part_BND[:, 0], part_BND[:, 1:]))
+    return outputs
 
 
 def _nearest_multiples(value: int, multiple: int) -> str:
