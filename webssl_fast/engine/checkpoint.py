@@ -247,8 +247,9 @@ class Checkpoints:
 def load_weights(
     path: str | Path, module: Method | nn.Module, distributed: Distributed, prefix: str = METHOD_PREFIX
 ) -> dict[str, Any]:
-    """Reads weights of a checkpoint into `module`, in place, and nothing else; returns the checkpoint's state. Floats of
-    another precision are rounded to the module's.
+    """Reads weights of a checkpoint into `module`, in place, and nothing else; returns the checkpoint's state.
+
+    Floats of another precision are rounded to the module's.
 
     path    a run's output_dir, its `checkpoints` folder, or one checkpoint; of the first two, the newest is read
     module  the method, or with `prefix` a part of it
