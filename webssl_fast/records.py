@@ -144,6 +144,22 @@ class Features:
 
 
 @dataclass(frozen=True)
+class DenseSample:
+    """An image whose every pixel is to be judged.
+
+    index   its place in the data set
+    image   uint8 [3, H, W], as it was read
+    views   fp32 [3, h, w] each: the image at every scale that it is tested at, normalised for the encoder
+    target  [H, W]: int64 classes, 255 where none counts; or fp32 depths in metres, 0 where none was measured
+    """
+
+    index: int
+    image: Tensor
+    views: tuple[Tensor, ...]
+    target: Tensor
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """Scores of one evaluation, e.g. EvalResult("knn", {"cls_top1": 0.71, "patch_mean_top1": 0.78})."""
 

@@ -92,3 +92,20 @@ def test_decoding_on_a_gpu_needs_computing_there(tmp_path):
     assert resolve(config, world_size=1, device="cuda").data.decode.device == "gpu"
     with pytest.raises(ConfigError, match="data.decode.device is gpu.*train.device is cpu.*data.decode.device=cpu"):
         resolve(config, world_size=1, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.segmentation.stride_px=513", "stride_px must be at most crop_px 512"),
+        ("eval.segmentation.train_scales=[2, 1]", "train_scales must be"),
+        ("eval.segmentation.test_scales=[]", "test_scales must name one at least"),
+        ("eval.depth.min_depth_m=10", "min_depth_m must be below max_depth_m 10"),
+        ("eval.depth.images_per_loss=3", "global_batch_size must be a multiple of images_per_loss 3"),
+        ("eval.depth.test_box_px=[45, 471, 601, 41]", "test_box_px must be"),
+    ],
+)
+def test_dense_settings_that_cannot_run_are_refused(tmp_path, override, message):
+    (tmp_path / "run.yaml").write_text("")
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "run.yaml", [override])

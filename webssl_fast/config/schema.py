@@ -15,6 +15,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Box = tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]  # top, bottom, left, right
 
 
 class Config(BaseModel):
@@ -232,12 +233,82 @@ class AlignmentConfig(Config):
     batch_size: PositiveInt = 32
 
 
+class SegmentationConfig(Config):
+    """ADE20K by a linear layer on frozen patch tokens. Defaults: DINOv2's "lin.", which Web-SSL follows."""
+
+    source: str = ""  # the folder ADEChallengeData2016; empty: no segmentation
+    allow_subset: bool = False  # fewer images than the whole set; the result says so
+    num_classes: Annotated[int, Field(ge=2, le=255)] = 150
+    num_last_blocks: PositiveInt = 1  # so many last blocks' patch tokens, concatenated
+    short_side_px: PositiveInt = 512  # images are resized to it, times a scale ...
+    max_long_side_px: PositiveInt | None = 2048  # ... or less, to keep the longer side within this, scaled
+    train_scales: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    crop_px: PositiveInt = 512  # of training crops and of the sliding window
+    max_class_share: Probability = 0.75  # a training crop with more of one class is drawn again, up to ten times
+    test_scales: tuple[PositiveFloat, ...] = (1.0,)
+    test_flip: bool = False
+    stride_px: PositiveInt = 341  # of the sliding window
+    windows_per_pass: PositiveInt = 8
+    num_steps: PositiveInt = 40_000
+    warmup_steps: NonNegativeInt = 1500
+    global_batch_size: PositiveInt = 16
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    num_pictures: NonNegativeInt = 4  # test images saved beside their truth and prediction
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.stride_px > self.crop_px:
+            raise ValueError(f"stride_px must be at most crop_px {self.crop_px}, else pixels are left out")
+        if self.train_scales[0] > self.train_scales[1] or not self.test_scales:
+            raise ValueError("train_scales must be (low, high) with low <= high; test_scales must name one at least")
+        return self
+
+
+class DepthConfig(Config):
+    """NYUd v2 by a linear layer on frozen tokens, depth being 256 bins' expectation. Defaults: DINOv2's "lin. 1"."""
+
+    source: str = ""  # the folder with nyu_train.txt and nyu_test.txt; empty: no depth
+    allow_subset: bool = False  # fewer images than the whole set; the result says so
+    num_blocks: Literal[1, 4] = 1  # 1: the last; 4: spread evenly
+    min_depth_m: PositiveFloat = 1e-3
+    max_depth_m: PositiveFloat = 10.0
+    num_bins: PositiveInt = 256
+    train_box_px: Box | None = (45, 472, 43, 608)  # what is used of a training image; None: all of it
+    test_box_px: Box | None = (45, 471, 41, 601)  # where a prediction is judged: Eigen's; None: everywhere
+    crop_px: tuple[PositiveInt, PositiveInt] = (416, 544)  # height, width
+    max_rotation_degrees: NonNegativeFloat = 2.5
+    num_steps: PositiveInt = 38_400
+    warmup_steps: NonNegativeInt = 12_800
+    loss_warmup_steps: NonNegativeInt = 100  # the loss's variance is left out so long
+    global_batch_size: PositiveInt = 16
+    images_per_loss: PositiveInt = 2  # the loss's mean and variance are taken over so many images
+    lr: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 0.01
+    clip_grad_norm: PositiveFloat = 35.0
+    pick_best_every: PositiveInt | None = None  # keep the head of the lowest abs_rel on the test set; None: the last
+    num_pictures: NonNegativeInt = 4  # test images saved beside their truth and prediction
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.min_depth_m >= self.max_depth_m:
+            raise ValueError(f"min_depth_m must be below max_depth_m {self.max_depth_m}")
+        if self.global_batch_size % self.images_per_loss:
+            raise ValueError(f"global_batch_size must be a multiple of images_per_loss {self.images_per_loss}")
+        for name, box in (("train_box_px", self.train_box_px), ("test_box_px", self.test_box_px)):
+            if box is not None and (box[0] >= box[1] or box[2] >= box[3]):
+                raise ValueError(f"{name} must be (top, bottom, left, right) with top < bottom and left < right")
+        return self
+
+
 class EvalConfig(Config):
     checkpoint: str = ""  # a run, a checkpoint, an official .pth, a Hugging Face folder or id; empty: output_dir
     every: PositiveInt | None = None  # steps between evaluations during training; None: only when asked for
     image_size_px: PositiveInt | None = None  # None: the encoder's own
     knn: KnnConfig = KnnConfig()
     alignment: AlignmentConfig = AlignmentConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    depth: DepthConfig = DepthConfig()
 
 
 class RunConfig(Config):

@@ -32,9 +32,7 @@ def materialize(method: Method, seed: int, distributed: Distributed, config: Tra
     asked for and cannot be had.
     """
     assert isinstance(method, nn.Module)
-    for parameter in method.parameters():
-        if (config.student_weights if parameter.requires_grad else config.teacher_weights) == "bf16":
-            parameter.data = parameter.data.to(torch.bfloat16)
+    set_weight_dtypes(method, config)
     convert_to_float8(method, config.fp8, config.fp8_scaling, distributed.device)
     checkpoint_blocks(method, config.activation_checkpointing)
     if config.compile_blocks:
@@ -45,6 +43,14 @@ def materialize(method: Method, seed: int, distributed: Distributed, config: Tra
     _fill_with_nan(method)
     method.initialize(seed)
     _check_filled(method, distributed)
+
+
+def set_weight_dtypes(method: Method, config: TrainConfig) -> None:
+    """Gives student and teacher the dtypes that the config says, which are also those of their checkpoints."""
+    assert isinstance(method, nn.Module)
+    for parameter in method.parameters():
+        if (config.student_weights if parameter.requires_grad else config.teacher_weights) == "bf16":
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def shard(method: Method, distributed: Distributed, precision: str, config: ShardingConfig) -> None:

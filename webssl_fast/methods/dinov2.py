@@ -24,7 +24,7 @@ from webssl_fast.methods.losses import koleo
 from webssl_fast.methods.masking import group_masks, max_masked_patches
 from webssl_fast.methods.parameter_groups import vit_parameter_groups
 from webssl_fast.methods.prototype_targets import PrototypeTargets, Targets
-from webssl_fast.models.block import KeptSequences
+from webssl_fast.models.block import KeptSequences, num_kept_sequences
 from webssl_fast.models.checkpoint_layouts import HEADS, Weights
 from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.heads import PrototypeHead
@@ -218,8 +218,8 @@ class DinoV2(nn.Module):
         ]
 
     def _num_kept(self, num_crops: int) -> int:
-        """Sequences that stay of one group of images: DINOv2's max(int(b * (1 - rate)), 1)."""
-        return max(int(num_crops * self.group_size * (1 - self.drop_path_rate)), 1)
+        """Sequences that stay of one group of images."""
+        return num_kept_sequences(num_crops * self.group_size, self.drop_path_rate)
 
     def _kept(self, batch: Batch) -> list[tuple[KeptSequences, KeptSequences]] | None:
         if self.drop_path_rate == 0:
