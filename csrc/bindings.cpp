@@ -1,6 +1,7 @@
 // Python's view of the kernel core: one line per function, no logic. Pointers travel as integers.
 #include <pybind11/pybind11.h>
 
+#include "attention/attention.h"
 #include "core/build_info.h"
 #include "multi_crop/multi_crop.h"
 #include "prototype_cross_entropy/prototype_cross_entropy.h"
@@ -20,6 +21,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("prototype_cross_entropy_cpu", &webssl::prototype_cross_entropy::forward_cpu, release_gil());
   m.def("prototype_cross_entropy_scale_cpu", &webssl::prototype_cross_entropy::scale_cpu, release_gil());
 #ifdef WEBSSL_WITH_CUDA
+  m.def("attention_max_length_cuda", &webssl::attention::max_length);
+  m.def("attention_shared_bytes_cuda", &webssl::attention::shared_bytes);
+  m.def("attention_cuda", &webssl::attention::forward_cuda, release_gil());
+  m.def("attention_backward_cuda", &webssl::attention::backward_cuda, release_gil());
   m.def("sinkhorn_num_row_partitions_cuda", &webssl::sinkhorn_knopp::num_row_partitions_cuda);
   m.def("sinkhorn_column_pass_cuda", &webssl::sinkhorn_knopp::column_pass_cuda, release_gil());
   m.def("sinkhorn_row_pass_cuda", &webssl::sinkhorn_knopp::row_pass_cuda, release_gil());

@@ -1,0 +1,229 @@
+// Backward in a single pass over the queries: a block works on one head of one sequence, and each of its warps owns 16
+// keys, with their dK and dV in registers. For 16 queries at a time, with S = scale q k^T:
+//   P = exp(S - log-sum-exp), dP = dO v^T, D = sum over keys of P dP, dS = P (dP - D),
+//   dV += P^T dO, dK += scale dS^T q, dq = scale dS k.
+// D crosses warps through shared memory, and so does dS, from which some warps make dq over all keys. Every sum has a
+// fixed order, so that results are the same bits every time.
+#pragma once
+
+#include "attention/attention_tiles.cuh"
+#include "core/exp.h"
+#include "core/launch.cuh"
+
+namespace webssl::attention {
+
+// Pointers are those of the group's first token.
+struct BackwardParams {
+  const Bfloat16* qkv_T3Hd;
+  const float* log_sum_exp_HT;
+  const Bfloat16* grad_out_TD;
+  Bfloat16* grad_qkv_T3Hd;
+  int64_t num_tokens;  // from one head's log-sum-exps to the next's
+  int num_heads, length;
+  float scale;
+};
+
+// Where things lie in the block's shared memory. What the values follow has a fixed size, so that all other addresses
+// are constants.
+template <int kHeadWidth, int kMaxRows>
+struct BackwardShared {
+  int length;
+
+  // Two stages of 16 queries and the gradients of their outputs.
+  __device__ Bfloat16* queries(int tile) const {
+    return dynamic_shared<Bfloat16>() + tile % 2 * (2 * kTile * kHeadWidth);
+  }
+  __device__ Bfloat16* grad_out(int tile) const { return queries(tile) + kTile * kHeadWidth; }
+  // dS of 16 queries: a row for each key.
+  __device__ Bfloat16* grad_scores() const { return dynamic_shared<Bfloat16>() + 4 * kTile * kHeadWidth; }
+  // Sum of P dP over a warp's keys: [warp, query].
+  __device__ float* products() const { return reinterpret_cast<float*>(grad_scores() + kMaxRows * kTile); }
+  // Of all queries, to base 2.
+  __device__ float* log2_sum_exp() const { return products() + kMaxRows; }
+  __device__ Bfloat16* keys() const { return reinterpret_cast<Bfloat16*>(log2_sum_exp() + kMaxRows); }
+  __device__ Bfloat16* values() const { return keys() + padded_length(length) * kHeadWidth; }
+};
+
+// Sums over the 16 keys of a warp, which lie in the two halves of a fragment and eight lanes.
+__device__ __forceinline__ float sum_over_keys(float upper, float lower) {
+  float sum = upper + lower;
+#pragma unroll
+  for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, lanes);
+  return sum;
+}
+
+// The scores of a warp's 16 keys (rows) with 16 queries (columns), and their gradients.
+template <int kHeadWidth, typename Shared>
+struct ScoreTile {
+  float probability[2][4] = {};
+  float grad[2][4] = {};  // dP, then dS
+
+  __device__ void compute(const Shared& shared, int query_tile, int length, float scale_log2) {
+    using Tiles = SharedTiles<kHeadWidth / 8>;
+    const Tiles keys{shared.keys()}, values{shared.values()};
+    const Tiles queries{shared.queries(query_tile)}, grad_out{shared.grad_out(query_tile)};
+    const int first_key = warp_index() * kTile;
+#pragma unroll
+    for (int step = 0; step < kHeadWidth / kTile; ++step) {
+      uint32_t a[4], b[4];
+      keys.rows_are_m(a, first_key, 2 * step);
+      queries.rows_are_n(b, 0, 2 * step);
+      multiply_16x16(probability[0], probability[1], a, b);
+      values.rows_are_m(a, first_key, 2 * step);
+      grad_out.rows_are_n(b, 0, 2 * step);
+      multiply_16x16(grad[0], grad[1], a, b);
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool inside = first_key + lane_index() / 4 + i / 2 * 8 < length;
+        const float log2_sum_exp = shared.log2_sum_exp()[query_tile * kTile + column(n, i)];
+        const float exponent = probability[n][i] * scale_log2 - log2_sum_exp;
+        probability[n][i] = inside ? exp2_approximate(exponent) : 0.0f;
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float product = sum_over_keys(probability[n][i] * grad[n][i], probability[n][i + 2] * grad[n][i + 2]);
+        if (lane_index() < 4) shared.products()[warp_index() * kTile + column(n, i)] = product;
+      }
+    }
+  }
+
+  // After a barrier: with the products of all warps, dP becomes dS. It goes to shared memory, in bf16, as rows of keys.
+  __device__ void finish(const Shared& shared, uint32_t (&rounded)[4]) {
+    float product = 0.0f;
+#pragma unroll 1
+    for (int warp = 0; warp < num_warps(); ++warp) product += shared.products()[warp * kTile + lane_index() % kTile];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float mean = __shfl_sync(kWholeWarp, product, column(n, i));
+        grad[n][i] = probability[n][i] * (grad[n][i] - mean);
+        grad[n][i + 2] = probability[n][i + 2] * (grad[n][i + 2] - mean);
+      }
+    }
+    round_to_fragment(rounded, grad[0], grad[1]);
+    const int row = warp_index() * kTile + lane_index() / 4;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      auto* const destination = shared.grad_scores() + chunk_offset<2>(row + j % 2 * 8, j / 2) + lane_index() % 4 * 2;
+      *reinterpret_cast<uint32_t*>(destination) = rounded[j];
+    }
+  }
+
+ private:
+  // The query that element i of product n stands for.
+  __device__ static int column(int n, int i) { return n * 8 + lane_index() % 4 * 2 + i % 2; }
+};
+
+// dq of a tile of queries, columns [16 c, 16 c + 16) for c = this warp, this warp + the number of warps, ...
+template <int kHeadWidth, int kColumns, typename Shared>
+__device__ void grad_queries(const Shared& shared, Bfloat16* grad_q, int stride, int num_queries, int num_key_tiles,
+                             int first_column, float scale) {
+  const SharedTiles<kHeadWidth / 8> keys{shared.keys()};
+  const SharedTiles<2> grad_scores{shared.grad_scores()};
+  for (int c = warp_index(); c < kColumns / kTile; c += num_warps()) {
+    float even[2][4] = {}, odd[2][4] = {};  // two chains of products, since each waits for the one before
+    const auto add = [&](float (&sum)[2][4], int key_tile) {
+      uint32_t a[4], b[4];
+      grad_scores.columns_are_m(a, key_tile * kTile, 0);
+      keys.columns_are_n(b, key_tile * kTile, first_column / 8 + 2 * c);
+      multiply_16x16(sum[0], sum[1], a, b);
+    };
+#pragma unroll 1
+    for (int key_tile = 0; key_tile + 1 < num_key_tiles; key_tile += 2) {
+      add(even, key_tile);
+      add(odd, key_tile + 1);
+    }
+    if (num_key_tiles % 2 == 1) add(even, num_key_tiles - 1);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) even[n][i] += odd[n][i];
+    }
+    store_tile(grad_q + first_column + c * kTile, stride, num_queries, even[0], even[1], scale, scale);
+  }
+}
+
+// kColumns: how many columns of the gradients a block makes; further blocks make the others.
+template <int kHeadWidth, int kColumns>
+__global__ void __launch_bounds__((kColumns == 64 ? kMaxLength : kMaxWholeRowsLength) / kTile * 32)
+    backward_kernel(BackwardParams params) {
+  const int length = params.length, num_query_tiles = num_tiles(length);
+  using Shared = BackwardShared<kHeadWidth, backward_max_rows(kColumns)>;
+  const Shared shared{length};
+  // Made anew at each use, which takes less than keeping it in registers.
+  const auto rows_of_block = [&] {
+    return HeadRows<kHeadWidth>::of_block(length, params.num_heads, kHeadWidth / kColumns);
+  };
+  const auto copy_queries = [&](int tile) {
+    const auto rows = rows_of_block();
+    const int first = tile * kTile;
+    copy_rows<kHeadWidth>(shared.queries(tile), rows.qkv(params.qkv_T3Hd, 0, first), rows.qkv_stride(), 0, kTile,
+                          length - first);
+    copy_rows<kHeadWidth>(shared.grad_out(tile), rows.out(params.grad_out_TD, first), rows.out_stride(), 0, kTile,
+                          length - first);
+    async_copy_commit();
+  };
+  const auto write_grad_queries = [&](int tile) {
+    const auto rows = rows_of_block();
+    grad_queries<kHeadWidth, kColumns>(shared, rows.qkv(params.grad_qkv_T3Hd, 0, tile * kTile), rows.qkv_stride(),
+                                       min(kTile, length - tile * kTile), num_query_tiles, rows.part * kColumns,
+                                       params.scale);
+  };
+  {
+    const auto rows = rows_of_block();
+    const int end = padded_length(length);
+    copy_rows<kHeadWidth>(shared.keys(), rows.qkv(params.qkv_T3Hd, 1, 0), rows.qkv_stride(), 0, end, length);
+    copy_rows<kHeadWidth>(shared.values(), rows.qkv(params.qkv_T3Hd, 2, 0), rows.qkv_stride(), 0, end, length);
+    copy_queries(0);
+    // Queries beyond the length have probability 0.
+    const auto* const log_sum_exp = params.log_sum_exp_HT + rows.head * params.num_tokens + rows.first_token;
+    for (int i = static_cast<int>(threadIdx.x); i < end; i += num_threads()) {
+      shared.log2_sum_exp()[i] = i < length ? log_sum_exp[i] * kLog2E : INFINITY;
+    }
+  }
+
+  float grad_k[kColumns / 8][4] = {}, grad_v[kColumns / 8][4] = {};
+#pragma unroll 1
+  for (int tile = 0;; ++tile) {
+    async_copy_wait<0>();
+    __syncthreads();  // the tile is there, and so is dS of the last one, whose queries nobody needs any more
+    if (tile + 1 < num_query_tiles) copy_queries(tile + 1);
+    if (tile > 0) write_grad_queries(tile - 1);
+    if (tile == num_query_tiles) break;
+    ScoreTile<kHeadWidth, Shared> scores;
+    scores.compute(shared, tile, length, params.scale * kLog2E);
+    __syncthreads();  // D is complete, and dS of the last tile read
+    uint32_t probability[4], grad_score[4];
+    round_to_fragment(probability, scores.probability[0], scores.probability[1]);
+    scores.finish(shared, grad_score);
+    const SharedTiles<kHeadWidth / 8> queries{shared.queries(tile)}, grad_outs{shared.grad_out(tile)};
+    const int first_chunk = rows_of_block().part * kColumns / 8;
+#pragma unroll
+    for (int step = 0; step < kColumns / kTile; ++step) {
+      uint32_t b[4];
+      if (step == 2) __syncwarp();
+      grad_outs.columns_are_n(b, 0, first_chunk + 2 * step);
+      multiply_16x16(grad_v[2 * step], grad_v[2 * step + 1], probability, b);
+      queries.columns_are_n(b, 0, first_chunk + 2 * step);
+      multiply_16x16(grad_k[2 * step], grad_k[2 * step + 1], grad_score, b);
+    }
+  }
+
+  const auto rows = rows_of_block();
+  const int first_key = warp_index() * kTile, num_keys = min(kTile, length - first_key);
+  auto* const keys = rows.qkv(params.grad_qkv_T3Hd, 1, first_key) + rows.part * kColumns;
+  auto* const values = rows.qkv(params.grad_qkv_T3Hd, 2, first_key) + rows.part * kColumns;
+#pragma unroll
+  for (int step = 0; step < kColumns / kTile; ++step) {
+    const int column = step * kTile;
+    store_tile(keys + column, rows.qkv_stride(), num_keys, grad_k[2 * step], grad_k[2 * step + 1], params.scale,
+               params.scale);
+    store_tile(values + column, rows.qkv_stride(), num_keys, grad_v[2 * step], grad_v[2 * step + 1], 1.0f, 1.0f);
+  }
+}
+
+}  // namespace webssl::attention
