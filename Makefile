@@ -3,7 +3,7 @@
 #   make test                         the tests (meant to stay under 10 minutes on 2 cores)
 #   make check                        what CI runs: linters, types, formats, build, tests with smoke runs
 #   make nightly                      the long tests
-#   make gpu-check                    the kernels' tests on a real GPU; writes benchmarks/gpu_evidence.json
+#   make gpu-check                    the kernels' tests and benchmarks on a real GPU; writes benchmarks/gpu_evidence.json
 #   make format                       rewrites sources as the linters want them
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -76,7 +76,7 @@ test: install
 nightly: install
 	$(BIN)/python -m pytest -m nightly
 
-# On a machine with a GPU: runs the kernels' GPU tests and writes down which sources passed.
+# On a machine with a GPU: runs the kernels' GPU tests and benchmarks, and writes down which sources passed.
 gpu-check: install
 	$(BIN)/python -m benchmarks.record_gpu_evidence
 

@@ -37,8 +37,8 @@ class CMakeBuild(build_ext):
 
 
 class PackageWithKernelSources(build_py):
-    """Puts the kernels' sources and their GPU evidence into the wheel, so that `webssl info` can say there too whether
-    the kernels were verified."""
+    """Puts the kernels' sources, their GPU evidence and the benchmarks into the wheel, so that `webssl info` can say
+    there too whether the kernels were verified, and `webssl bench` can time them."""
 
     def run(self) -> None:
         super().run()
@@ -47,8 +47,11 @@ class PackageWithKernelSources(build_py):
         sources = Path(self.build_lib) / "webssl_fast" / "_sources"
         shutil.rmtree(sources, ignore_errors=True)
         shutil.copytree(ROOT / "csrc", sources / "csrc")
-        (sources / "benchmarks").mkdir()
-        shutil.copy(ROOT / "benchmarks" / "gpu_evidence.json", sources / "benchmarks")
+        for folder in ("benchmarks", "benchmarks/ops"):
+            (sources / folder).mkdir()
+            for pattern in ("*.py", "gpu_evidence.json"):
+                for path in (ROOT / folder).glob(pattern):
+                    shutil.copy(path, sources / folder)
 
 
 setup(

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.provenance import cpu_provenance
+from benchmarks.provenance import provenance
 from webssl_fast.config.schema import DataConfig, DecodeConfig
 from webssl_fast.data.decode import BadImage, make_decoder
 from webssl_fast.data.index import Index
@@ -129,7 +129,7 @@ def main() -> None:
             "mean_height_px": round(float(np.mean([s[0] for s in sizes]))),
             "mean_width_px": round(float(np.mean([s[1] for s in sizes]))),
             "mean_kib": round(float(np.mean([len(data) for data in encoded])) / 1024, 1),
-            **cpu_provenance(),
+            **provenance(),
         }
         print(json.dumps(result), flush=True)
 

@@ -21,7 +21,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.provenance import ROOT, cpu_provenance
+from benchmarks.provenance import ROOT, provenance
 
 # fp32: the two sum in different orders. bf16: logits are rounded to 8 bits, and a nearest neighbour (KoLeo) may change.
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
@@ -159,7 +159,7 @@ def run_case(case: dict[str, Any], threads: int, repeats: int) -> dict[str, Any]
         "cpu_speedup": round(medians["plain_dinov2", "cpu_ms"] / medians["webssl_fast", "cpu_ms"], 3),
         "peak_rss_ratio": round(peaks["webssl_fast"] / peaks["plain_dinov2"], 3),
         "largest_difference": {"term": compared["term"], "relative": float(f"{compared['difference']:.2g}")},
-        **cpu_provenance(),
+        **provenance(),
     }
 
 

@@ -18,7 +18,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.provenance import cpu_provenance
+from benchmarks.provenance import provenance
 from benchmarks.step_sides import SIDES, StepCase
 
 # First match wins: a scope set by the code under profile, or a part of an operator's name.
@@ -89,7 +89,7 @@ def main() -> None:
     case = StepCase(num_images=arguments.batch, precision=arguments.precision)
     side = SIDES[arguments.side](case, case.batch())
     times_ms = profile_step(side.step, case.num_prototypes, arguments.repeats)
-    print(json.dumps({"case": "train_step_profile", **vars(arguments), "ms_by_kind": times_ms, **cpu_provenance()}))
+    print(json.dumps({"case": "train_step_profile", **vars(arguments), "ms_by_kind": times_ms, **provenance()}))
 
 
 if __name__ == "__main__":

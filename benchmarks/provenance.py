@@ -6,22 +6,38 @@ import os
 import platform
 import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).parent.parent
 
 
-def cpu_provenance() -> dict[str, Any]:
-    """device, cpu, cores, torch, commit (-dirty where the checkout differs from it) and date of a CPU measurement."""
+def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """device, what it is, torch, commit (-dirty where the checkout differs from it) and date of a measurement."""
+    where = _gpu(torch.device(device)) if torch.device(device).type == "cuda" else {"device": "cpu", "cpu": _cpu_name()}
     return {
-        "device": "cpu",
-        "cpu": _cpu_name(),
+        **where,
         "cores": os.cpu_count(),
-        "torch": version("torch"),
+        "torch": torch.__version__,
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = "unknown"
+    return {
+        "device": "cuda",
+        "gpu": torch.cuda.get_device_name(device),
+        "cpu": _cpu_name(),
+        "driver": driver,
+        "cuda": torch.version.cuda,
     }
 
 

@@ -1,7 +1,9 @@
-"""Runs every op's GPU tests and writes down which sources passed, on which GPU: `make gpu-check`.
+"""Runs every op's GPU tests and benchmark, and writes down which sources passed, on which GPU: `make gpu-check`.
 
-An op's evidence is replaced when its tests pass, and removed when they fail; an op without a GPU test gets none. The
-exit status is 1 where a test failed or an op with CUDA sources has no test.
+An op's evidence is replaced when its tests pass, and removed when they fail; an op without a GPU test gets none. What
+passed is then timed, and its result lines appended to benchmarks/results/ops_gpu.jsonl. Evidence is written after each
+op, so that a machine that goes away takes nothing with it. The exit status is 1 where a test or benchmark failed, or an
+op with CUDA sources has no test.
 """
 
 from __future__ import annotations
@@ -29,24 +31,30 @@ def main() -> int:
     if not _library.cuda_architectures():
         print("this build has no CUDA kernels: put nvcc on PATH and run `make build` again")
         return 1
+    return 0 if all([_check(op) for op in cuda_ops(ROOT)]) else 1
+
+
+def _check(op: str) -> bool:
+    hash_before = source_hash(op, ROOT)
+    test = ROOT / "tests" / "ops" / f"test_{op}.py"
+    tests = _run("-m", "pytest", "-m", "gpu", str(test))
     evidence = read_evidence(ROOT)
-    all_passed = True
-    for op in cuda_ops(ROOT):
-        before = source_hash(op, ROOT)
-        test = ROOT / "tests" / "ops" / f"test_{op}.py"
-        status = subprocess.run(
-            [sys.executable, "-m", "pytest", "-m", "gpu", str(test)], cwd=ROOT, check=False
-        ).returncode
-        if status == 0:
-            evidence[op] = Evidence(before, torch.cuda.get_device_name(), date.today().isoformat(), torch.__version__)
-            print(f"{op}: verified")
-            continue
-        all_passed = False
+    if tests == 0:
+        gpu, today = torch.cuda.get_device_name(), date.today().isoformat()
+        evidence[op] = Evidence(hash_before, gpu, today, torch.__version__)
+    else:
         evidence.pop(op, None)
-        print(f"{op}: no GPU test in {test}" if status == NO_TESTS_COLLECTED else f"{op}: FAILED")
     entries = {op: asdict(entry) for op, entry in sorted(evidence.items())}
     (ROOT / "benchmarks" / "gpu_evidence.json").write_text(json.dumps(entries, indent=2) + "\n")
-    return 0 if all_passed else 1
+    if tests != 0:
+        print(f"{op}: no GPU test in {test}" if tests == NO_TESTS_COLLECTED else f"{op}: FAILED", flush=True)
+        return False
+    print(f"{op}: verified", flush=True)
+    return _run("-m", f"benchmarks.ops.bench_{op}", "--device", "cuda", "--record", "ops_gpu") == 0
+
+
+def _run(*arguments: str) -> int:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

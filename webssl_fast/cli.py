@@ -18,6 +18,7 @@ EPILOG = """examples:
   torchrun --nproc-per-node 8 -m webssl_fast train configs/pretrain/webdino_300m_mc2b.yaml data.source='x/{00..99}.tar'
   webssl eval configs/quickstart.yaml
   webssl report runs/quickstart
+  webssl bench sinkhorn_knopp
 """
 
 
@@ -68,6 +69,20 @@ features on sample photographs. The page needs no network and no other file.""",
         "--images", type=Path, help="folder of photographs for the PCA pictures (default: the run's data)"
     )
 
+    bench = _command(
+        commands,
+        "bench",
+        "time the kernels against their rivals",
+        """Times each op with a kernel of its own against its plain-torch reference and the best public alternative,
+after checking that they agree. One JSON line a case: milliseconds, bandwidth or FLOP rate, share of this machine's
+ceiling. Each is also a program with options of its own: `python -m benchmarks.ops.bench_OP --help`.""",
+    )
+    bench.add_argument("op", nargs="?", metavar="OP", help="one op, e.g. sinkhorn_knopp (default: all)")
+    bench.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
+    bench.add_argument("--threads", type=int, help="of the CPU")
+    bench.add_argument("--repeats", type=int, help="timed calls of each rival; medians are reported")
+    bench.add_argument("--record", metavar="NAME", help="also append the lines to benchmarks/results/NAME.jsonl")
+
     _command(
         commands,
         "info",
@@ -109,6 +124,10 @@ def _run(args: argparse.Namespace) -> None:
         from webssl_fast.recipes.report import report
 
         report(args.run_dir, args.output, args.images)
+    elif args.command == "bench":
+        from webssl_fast.recipes.bench import bench
+
+        bench(args.op, device=args.device, threads=args.threads, repeats=args.repeats, record=args.record)
     else:
         from webssl_fast.recipes.info import info
 
