@@ -21,8 +21,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("prototype_cross_entropy_cpu", &webssl::prototype_cross_entropy::forward_cpu, release_gil());
   m.def("prototype_cross_entropy_scale_cpu", &webssl::prototype_cross_entropy::scale_cpu, release_gil());
 #ifdef WEBSSL_WITH_CUDA
-  m.def("attention_max_length_cuda", &webssl::attention::max_length);
-  m.def("attention_shared_bytes_cuda", &webssl::attention::shared_bytes);
+  m.def("attention_longest_sequence_cuda", &webssl::attention::longest_sequence);
   m.def("attention_cuda", &webssl::attention::forward_cuda, release_gil());
   m.def("attention_backward_cuda", &webssl::attention::backward_cuda, release_gil());
   m.def("sinkhorn_num_row_partitions_cuda", &webssl::sinkhorn_knopp::num_row_partitions_cuda);

@@ -6,10 +6,9 @@
 
 namespace webssl::attention {
 
-int64_t max_length();
-
-// Bytes of shared memory that a block of the forward or the backward needs, whichever is more.
-int64_t shared_bytes(int64_t length, int64_t head_width);
+// The longest sequence that the current GPU's shared memory has room for, of at most 272 tokens; 0 before
+// capability 8.0. head_width: 64 or 128.
+int64_t longest_sequence(int64_t head_width);
 
 // Entry points: addresses are integers, of the first of all T tokens and aligned to 16 bytes. Only the group's rows are
 // read and written. On the current GPU, on the caller's stream; std::invalid_argument for a group that no kernel takes.

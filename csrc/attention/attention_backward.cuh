@@ -1,5 +1,5 @@
-// Backward in a single pass over the queries: a block works on one head of one sequence, and each of its warps owns 16
-// keys, with their dK and dV in registers. For 16 queries at a time, with S = scale q k^T:
+// Backward in a single pass over the queries: a block works on one head of one sequence, and each of its warps owns a
+// tile of 16 keys, with their dK and dV in registers. For 16 queries at a time, with S = scale q k^T:
 //   P = exp(S - log-sum-exp), dP = dO v^T, D = sum over keys of P dP, dS = P (dP - D),
 //   dV += P^T dO, dK += scale dS^T q, dq = scale dS k.
 // D crosses warps through shared memory, and so does dS, from which some warps make dq over all keys. Every sum has a
@@ -18,6 +18,7 @@ struct BackwardParams {
   const float* log_sum_exp_HT;
   const Bfloat16* grad_out_TD;
   Bfloat16* grad_qkv_T3Hd;
+  int64_t num_sequences;
   int64_t num_tokens;  // from one head's log-sum-exps to the next's
   int num_heads, length;
   float scale;
@@ -25,8 +26,9 @@ struct BackwardParams {
 
 // Where things lie in the block's shared memory. What the values follow has a fixed size, so that all other addresses
 // are constants.
-template <int kHeadWidth, int kMaxRows>
+template <int kHeadWidth, int kColumns>
 struct BackwardShared {
+  static constexpr int kMaxRows = max_backward_tiles(kColumns) * kTile;
   int length;
 
   // Two stages of 16 queries and the gradients of their outputs.
@@ -36,15 +38,19 @@ struct BackwardShared {
   __device__ Bfloat16* grad_out(int tile) const { return queries(tile) + kTile * kHeadWidth; }
   // dS of 16 queries: a row for each key.
   __device__ Bfloat16* grad_scores() const { return dynamic_shared<Bfloat16>() + 4 * kTile * kHeadWidth; }
-  // Sum of P dP over a warp's keys: [warp, query].
+  // Sum of P dP over a tile of keys: [tile, query].
   __device__ float* products() const { return reinterpret_cast<float*>(grad_scores() + kMaxRows * kTile); }
   // Of all queries, to base 2.
   __device__ float* log2_sum_exp() const { return products() + kMaxRows; }
   __device__ Bfloat16* keys() const { return reinterpret_cast<Bfloat16*>(log2_sum_exp() + kMaxRows); }
   __device__ Bfloat16* values() const { return keys() + padded_length(length) * kHeadWidth; }
+  // Of the last warp's second tile of keys, where it has one: dK and dV as its lanes hold them.
+  __device__ float4* second_grads() const {
+    return reinterpret_cast<float4*>(values() + padded_length(length) * kHeadWidth);
+  }
 };
 
-// Sums over the 16 keys of a warp, which lie in the two halves of a fragment and eight lanes.
+// Sums over the 16 keys of a tile, which lie in the two halves of a fragment and eight lanes.
 __device__ __forceinline__ float sum_over_keys(float upper, float lower) {
   float sum = upper + lower;
 #pragma unroll
@@ -52,20 +58,21 @@ __device__ __forceinline__ float sum_over_keys(float upper, float lower) {
   return sum;
 }
 
-// The scores of a warp's 16 keys (rows) with 16 queries (columns), and their gradients.
+// The scores of 16 keys (rows) with 16 queries (columns), and their gradients.
 template <int kHeadWidth, typename Shared>
 struct ScoreTile {
   float probability[2][4] = {};
   float grad[2][4] = {};  // dP, then dS
 
-  __device__ void compute(const Shared& shared, int query_tile, int length, float scale_log2) {
+  __device__ void compute(const Shared& shared, int key_tile, int query_tile, float scale_log2) {
     using Tiles = SharedTiles<kHeadWidth / 8>;
     const Tiles keys{shared.keys()}, values{shared.values()};
     const Tiles queries{shared.queries(query_tile)}, grad_out{shared.grad_out(query_tile)};
-    const int first_key = warp_index() * kTile;
-#pragma unroll
+    const int first_key = key_tile * kTile;
+#pragma unroll 4
     for (int step = 0; step < kHeadWidth / kTile; ++step) {
       uint32_t a[4], b[4];
+      __syncwarp();
       keys.rows_are_m(a, first_key, 2 * step);
       queries.rows_are_n(b, 0, 2 * step);
       multiply_16x16(probability[0], probability[1], a, b);
@@ -77,35 +84,42 @@ struct ScoreTile {
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const bool inside = first_key + lane_index() / 4 + i / 2 * 8 < length;
+        const bool inside = first_key + lane_index() / 4 + i / 2 * 8 < shared.length;
         const float log2_sum_exp = shared.log2_sum_exp()[query_tile * kTile + column(n, i)];
         const float exponent = probability[n][i] * scale_log2 - log2_sum_exp;
         probability[n][i] = inside ? exp2_approximate(exponent) : 0.0f;
       }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float product = sum_over_keys(probability[n][i] * grad[n][i], probability[n][i + 2] * grad[n][i + 2]);
-        if (lane_index() < 4) shared.products()[warp_index() * kTile + column(n, i)] = product;
-      }
     }
   }
 
-  // After a barrier: with the products of all warps, dP becomes dS. It goes to shared memory, in bf16, as rows of keys.
-  __device__ void finish(const Shared& shared, uint32_t (&rounded)[4]) {
-    float product = 0.0f;
-#pragma unroll 1
-    for (int warp = 0; warp < num_warps(); ++warp) product += shared.products()[warp * kTile + lane_index() % kTile];
+  // The part of D that comes from these keys, for the other warps.
+  __device__ void share_products(const Shared& shared, int key_tile) const {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float mean = __shfl_sync(kWholeWarp, product, column(n, i));
+        const float product = sum_over_keys(probability[n][i] * grad[n][i], probability[n][i + 2] * grad[n][i + 2]);
+        if (lane_index() < 4) shared.products()[key_tile * kTile + column(n, i)] = product;
+      }
+    }
+  }
+
+  // With D of the queries, each in the lane of its number: dP becomes dS. It goes to shared memory, in bf16, as rows of
+  // keys.
+  __device__ void finish(const Shared& shared, int key_tile, float mean_of_query, uint32_t (&rounded_probability)[4],
+                         uint32_t (&rounded)[4]) {
+    round_to_fragment(rounded_probability, probability[0], probability[1]);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float mean = __shfl_sync(kWholeWarp, mean_of_query, column(n, i));
         grad[n][i] = probability[n][i] * (grad[n][i] - mean);
         grad[n][i + 2] = probability[n][i + 2] * (grad[n][i + 2] - mean);
       }
     }
     round_to_fragment(rounded, grad[0], grad[1]);
-    const int row = warp_index() * kTile + lane_index() / 4;
+    const int row = key_tile * kTile + lane_index() / 4;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       auto* const destination = shared.grad_scores() + chunk_offset<2>(row + j % 2 * 8, j / 2) + lane_index() % 4 * 2;
@@ -117,6 +131,18 @@ struct ScoreTile {
   // The query that element i of product n stands for.
   __device__ static int column(int n, int i) { return n * 8 + lane_index() % 4 * 2 + i % 2; }
 };
+
+// D of the queries of a tile, from the products of all tiles of keys: of query lane % 16. The halves of the warp take
+// every second tile each.
+template <typename Shared>
+__device__ float mean_grad(const Shared& shared, int num_key_tiles) {
+  float mean = 0.0f;
+#pragma unroll 4
+  for (int tile = lane_index() / 16; tile < num_key_tiles; tile += 2) {
+    mean += shared.products()[tile * kTile + lane_index() % kTile];
+  }
+  return mean + __shfl_xor_sync(kWholeWarp, mean, 16);
+}
 
 // dq of a tile of queries, columns [16 c, 16 c + 16) for c = this warp, this warp + the number of warps, ...
 template <int kHeadWidth, int kColumns, typename Shared>
@@ -149,17 +175,18 @@ __device__ void grad_queries(const Shared& shared, Bfloat16* grad_q, int stride,
 
 // kColumns: how many columns of the gradients a block makes; further blocks make the others.
 template <int kHeadWidth, int kColumns>
-__global__ void __launch_bounds__((kColumns == 64 ? kMaxLength : kMaxWholeRowsLength) / kTile * 32)
-    backward_kernel(BackwardParams params) {
-  const int length = params.length, num_query_tiles = num_tiles(length);
-  using Shared = BackwardShared<kHeadWidth, backward_max_rows(kColumns)>;
-  const Shared shared{length};
-  // Made anew at each use, which takes less than keeping it in registers.
-  const auto rows_of_block = [&] {
-    return HeadRows<kHeadWidth>::of_block(length, params.num_heads, kHeadWidth / kColumns);
-  };
+__global__ void __launch_bounds__(max_backward_warps(kColumns) * 32) backward_kernel(BackwardParams params) {
+  constexpr int kSteps = kColumns / kTile;
+  constexpr bool kSecondTile = max_backward_tiles(kColumns) > max_backward_warps(kColumns);
+  using Shared = BackwardShared<kHeadWidth, kColumns>;
+  using Rows = HeadRows<kHeadWidth, kHeadWidth / kColumns>;
+  using Scores = ScoreTile<kHeadWidth, Shared>;
+  if (sequence_of_block(blockIdx.y, blockIdx.z) >= params.num_sequences) return;
+  const Shared shared{params.length};
+  const int length = params.length, tiles = num_tiles(length);
+  const bool has_second = kSecondTile && num_warps() < tiles && warp_index() == num_warps() - 1;
   const auto copy_queries = [&](int tile) {
-    const auto rows = rows_of_block();
+    const Rows rows(length, params.num_heads);
     const int first = tile * kTile;
     copy_rows<kHeadWidth>(shared.queries(tile), rows.qkv(params.qkv_T3Hd, 0, first), rows.qkv_stride(), 0, kTile,
                           length - first);
@@ -168,61 +195,95 @@ __global__ void __launch_bounds__((kColumns == 64 ? kMaxLength : kMaxWholeRowsLe
     async_copy_commit();
   };
   const auto write_grad_queries = [&](int tile) {
-    const auto rows = rows_of_block();
+    const Rows rows(length, params.num_heads);
     grad_queries<kHeadWidth, kColumns>(shared, rows.qkv(params.grad_qkv_T3Hd, 0, tile * kTile), rows.qkv_stride(),
-                                       min(kTile, length - tile * kTile), num_query_tiles, rows.part * kColumns,
-                                       params.scale);
+                                       min(kTile, length - tile * kTile), tiles, rows.part * kColumns, params.scale);
+  };
+  // Sixteen columns of dK (0) or dV (1) of the last warp's second tile, of which a lane has two float4.
+  const auto second_grad = [&](int which, int step) {
+    return shared.second_grads() + ((which * kSteps + step) * 2) * 32 + lane_index();
   };
   {
-    const auto rows = rows_of_block();
-    const int end = padded_length(length);
-    copy_rows<kHeadWidth>(shared.keys(), rows.qkv(params.qkv_T3Hd, 1, 0), rows.qkv_stride(), 0, end, length);
-    copy_rows<kHeadWidth>(shared.values(), rows.qkv(params.qkv_T3Hd, 2, 0), rows.qkv_stride(), 0, end, length);
+    const Rows rows(length, params.num_heads);
+    copy_rows<kHeadWidth>(shared.keys(), rows.qkv(params.qkv_T3Hd, 1, 0), rows.qkv_stride(), 0, tiles * kTile, length);
+    copy_rows<kHeadWidth>(shared.values(), rows.qkv(params.qkv_T3Hd, 2, 0), rows.qkv_stride(), 0, tiles * kTile,
+                          length);
     copy_queries(0);
     // Queries beyond the length have probability 0.
     const auto* const log_sum_exp = params.log_sum_exp_HT + rows.head * params.num_tokens + rows.first_token;
-    for (int i = static_cast<int>(threadIdx.x); i < end; i += num_threads()) {
+    for (int i = static_cast<int>(threadIdx.x); i < tiles * kTile; i += num_threads()) {
       shared.log2_sum_exp()[i] = i < length ? log_sum_exp[i] * kLog2E : INFINITY;
     }
+    for (int i = 0; has_second && i < 4 * kSteps; ++i) second_grad(0, 0)[i * 32] = make_float4(0, 0, 0, 0);
   }
 
-  float grad_k[kColumns / 8][4] = {}, grad_v[kColumns / 8][4] = {};
+  float grad_k[2 * kSteps][4] = {}, grad_v[2 * kSteps][4] = {};
 #pragma unroll 1
   for (int tile = 0;; ++tile) {
     async_copy_wait<0>();
     __syncthreads();  // the tile is there, and so is dS of the last one, whose queries nobody needs any more
-    if (tile + 1 < num_query_tiles) copy_queries(tile + 1);
+    if (tile + 1 < tiles) copy_queries(tile + 1);
     if (tile > 0) write_grad_queries(tile - 1);
-    if (tile == num_query_tiles) break;
-    ScoreTile<kHeadWidth, Shared> scores;
-    scores.compute(shared, tile, length, params.scale * kLog2E);
-    __syncthreads();  // D is complete, and dS of the last tile read
-    uint32_t probability[4], grad_score[4];
-    round_to_fragment(probability, scores.probability[0], scores.probability[1]);
-    scores.finish(shared, grad_score);
+    if (tile == tiles) break;
+    if (has_second) {
+      Scores second;  // made twice, since there are no registers to keep it
+      second.compute(shared, num_warps(), tile, params.scale * kLog2E);
+      second.share_products(shared, num_warps());
+    }
+    Scores scores;
+    scores.compute(shared, warp_index(), tile, params.scale * kLog2E);
+    scores.share_products(shared, warp_index());
+    __syncthreads();  // the products are complete, and dS of the last tile read
+
     const SharedTiles<kHeadWidth / 8> queries{shared.queries(tile)}, grad_outs{shared.grad_out(tile)};
-    const int first_chunk = rows_of_block().part * kColumns / 8;
+    const int first_chunk = Rows(length, params.num_heads).part * kColumns / 8;
+    const float mean = mean_grad(shared, tiles);
+    uint32_t probability[4], grad_score[4], b[4];
+    scores.finish(shared, warp_index(), mean, probability, grad_score);
 #pragma unroll
-    for (int step = 0; step < kColumns / kTile; ++step) {
-      uint32_t b[4];
-      if (step == 2) __syncwarp();
+    for (int step = 0; step < kSteps; ++step) {
+      __syncwarp();
       grad_outs.columns_are_n(b, 0, first_chunk + 2 * step);
       multiply_16x16(grad_v[2 * step], grad_v[2 * step + 1], probability, b);
       queries.columns_are_n(b, 0, first_chunk + 2 * step);
       multiply_16x16(grad_k[2 * step], grad_k[2 * step + 1], grad_score, b);
     }
+    if (!has_second) continue;
+    Scores second;
+    second.compute(shared, num_warps(), tile, params.scale * kLog2E);
+    second.finish(shared, num_warps(), mean, probability, grad_score);
+    const auto add = [&](float4* sum, const uint32_t (&a)[4]) {
+      float left[4] = {sum[0].x, sum[0].y, sum[0].z, sum[0].w};
+      float right[4] = {sum[32].x, sum[32].y, sum[32].z, sum[32].w};
+      multiply_16x16(left, right, a, b);
+      sum[0] = make_float4(left[0], left[1], left[2], left[3]);
+      sum[32] = make_float4(right[0], right[1], right[2], right[3]);
+    };
+#pragma unroll 2
+    for (int step = 0; step < kSteps; ++step) {
+      __syncwarp();
+      grad_outs.columns_are_n(b, 0, first_chunk + 2 * step);
+      add(second_grad(1, step), probability);
+      queries.columns_are_n(b, 0, first_chunk + 2 * step);
+      add(second_grad(0, step), grad_score);
+    }
   }
 
-  const auto rows = rows_of_block();
-  const int first_key = warp_index() * kTile, num_keys = min(kTile, length - first_key);
-  auto* const keys = rows.qkv(params.grad_qkv_T3Hd, 1, first_key) + rows.part * kColumns;
-  auto* const values = rows.qkv(params.grad_qkv_T3Hd, 2, first_key) + rows.part * kColumns;
+  const Rows rows(length, params.num_heads);
+  const auto write = [&](int which, int key_tile, int step, const float (&left)[4], const float (&right)[4]) {
+    auto* const out = rows.qkv(params.grad_qkv_T3Hd, 1 + which, key_tile * kTile) + rows.part * kColumns + step * kTile;
+    const float scale = which == 0 ? params.scale : 1.0f;
+    store_tile(out, rows.qkv_stride(), length - key_tile * kTile, left, right, scale, scale);
+  };
 #pragma unroll
-  for (int step = 0; step < kColumns / kTile; ++step) {
-    const int column = step * kTile;
-    store_tile(keys + column, rows.qkv_stride(), num_keys, grad_k[2 * step], grad_k[2 * step + 1], params.scale,
-               params.scale);
-    store_tile(values + column, rows.qkv_stride(), num_keys, grad_v[2 * step], grad_v[2 * step + 1], 1.0f, 1.0f);
+  for (int step = 0; step < kSteps; ++step) {
+    write(0, warp_index(), step, grad_k[2 * step], grad_k[2 * step + 1]);
+    write(1, warp_index(), step, grad_v[2 * step], grad_v[2 * step + 1]);
+  }
+  for (int i = 0; has_second && i < 2 * kSteps; ++i) {
+    const float4 *const left = second_grad(0, i), *const right = left + 32;
+    write(i / kSteps, num_warps(), i % kSteps, {left->x, left->y, left->z, left->w},
+          {right->x, right->y, right->z, right->w});
   }
 }
 

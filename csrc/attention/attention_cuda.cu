@@ -1,4 +1,5 @@
 // Portable kernels (mma.sync, ldmatrix, cp.async: sm_80 and up), and the one place where a kernel is chosen.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
@@ -20,11 +21,15 @@ void check_group(int64_t num_sequences, int64_t length, int64_t num_heads, int64
                                 std::to_string(head_width) + "; lengths are 1 to " + std::to_string(kMaxLength) +
                                 ", head widths 64 or 128");
   }
-  const int64_t parts = head_width / 64;
-  if (num_sequences > std::numeric_limits<int>::max() / (num_heads * parts)) {
-    throw std::invalid_argument("attention: " + std::to_string(num_sequences) + " sequences of " +
-                                std::to_string(num_heads) + " heads are more blocks than a grid holds");
+  if (blocks_along_z(num_sequences) > kMaxBlocksAlongY) {
+    throw std::invalid_argument("attention: " + std::to_string(num_sequences) +
+                                " sequences are more than a grid holds");
   }
+}
+
+dim3 grid_of(int64_t num_sequences, int num_heads, int num_parts) {
+  return {static_cast<unsigned>(num_heads * num_parts), static_cast<unsigned>(blocks_along_y(num_sequences)),
+          static_cast<unsigned>(blocks_along_z(num_sequences))};
 }
 
 template <typename T>
@@ -33,26 +38,30 @@ T* at(uintptr_t address, int64_t offset) {
 }
 
 template <int kHeadWidth>
-void launch_forward(const ForwardParams& params, int64_t num_sequences, cudaStream_t stream) {
+void launch_forward(const ForwardParams& params, cudaStream_t stream) {
   // A Hopper version (wgmma, TMA) would be chosen here, by device_attribute(cudaDevAttrComputeCapabilityMajor).
-  launch(forward_kernel<kHeadWidth>, static_cast<unsigned>(num_sequences * params.num_heads),
-         forward_warps(params.length) * 32, forward_shared_bytes(params.length, kHeadWidth), stream, params);
+  launch(forward_kernel<kHeadWidth>, grid_of(params.num_sequences, params.num_heads, 1),
+         forward_warps(params.length, kHeadWidth) * 32, forward_shared_bytes(params.length, kHeadWidth), stream,
+         params);
 }
 
 template <int kHeadWidth, int kColumns>
-void launch_backward(const BackwardParams& params, int64_t num_sequences, cudaStream_t stream) {
-  launch(backward_kernel<kHeadWidth, kColumns>,
-         static_cast<unsigned>(num_sequences * params.num_heads * (kHeadWidth / kColumns)),
-         num_tiles(params.length) * 32, backward_shared_bytes(params.length, kHeadWidth), stream, params);
+void launch_backward(const BackwardParams& params, cudaStream_t stream) {
+  launch(backward_kernel<kHeadWidth, kColumns>, grid_of(params.num_sequences, params.num_heads, kHeadWidth / kColumns),
+         backward_warps(params.length, kColumns) * 32, backward_shared_bytes(params.length, kHeadWidth), stream,
+         params);
 }
 
 }  // namespace
 
-int64_t max_length() { return kMaxLength; }
-
-int64_t shared_bytes(int64_t length, int64_t head_width) {
-  const int n = static_cast<int>(length), d = static_cast<int>(head_width);
-  return std::max(forward_shared_bytes(n, d), backward_shared_bytes(n, d));
+int64_t longest_sequence(int64_t head_width) {
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 8) return 0;  // neither cp.async nor bf16 products
+  const int available = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const int d = static_cast<int>(head_width);
+  for (int length = kMaxLength; length > 0; --length) {
+    if (std::max(forward_shared_bytes(length, d), backward_shared_bytes(length, d)) <= available) return length;
+  }
+  return 0;
 }
 
 void forward_cuda(uintptr_t qkv_T3Hd, int64_t first_token, int64_t num_sequences, int64_t length, int64_t num_tokens,
@@ -62,13 +71,13 @@ void forward_cuda(uintptr_t qkv_T3Hd, int64_t first_token, int64_t num_sequences
   const ForwardParams params{at<const Bfloat16>(qkv_T3Hd, 3 * first),
                              at<Bfloat16>(out_TD, first),
                              at<float>(log_sum_exp_HT, first_token),
+                             num_sequences,
                              num_tokens,
                              static_cast<int>(num_heads),
                              static_cast<int>(length),
                              1.0f / std::sqrt(static_cast<float>(head_width))};
   const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
-  head_width == 64 ? launch_forward<64>(params, num_sequences, cuda_stream)
-                   : launch_forward<128>(params, num_sequences, cuda_stream);
+  head_width == 64 ? launch_forward<64>(params, cuda_stream) : launch_forward<128>(params, cuda_stream);
 }
 
 void backward_cuda(uintptr_t qkv_T3Hd, uintptr_t log_sum_exp_HT, uintptr_t grad_out_TD, int64_t first_token,
@@ -80,17 +89,18 @@ void backward_cuda(uintptr_t qkv_T3Hd, uintptr_t log_sum_exp_HT, uintptr_t grad_
                               at<const float>(log_sum_exp_HT, first_token),
                               at<const Bfloat16>(grad_out_TD, first),
                               at<Bfloat16>(grad_qkv_T3Hd, 3 * first),
+                              num_sequences,
                               num_tokens,
                               static_cast<int>(num_heads),
                               static_cast<int>(length),
                               1.0f / std::sqrt(static_cast<float>(head_width))};
   const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
   if (head_width == 64) {
-    launch_backward<64, 64>(params, num_sequences, cuda_stream);
+    launch_backward<64, 64>(params, cuda_stream);
   } else if (backward_columns(params.length, 128) == 128) {
-    launch_backward<128, 128>(params, num_sequences, cuda_stream);
+    launch_backward<128, 128>(params, cuda_stream);
   } else {
-    launch_backward<128, 64>(params, num_sequences, cuda_stream);
+    launch_backward<128, 64>(params, cuda_stream);
   }
 }
 

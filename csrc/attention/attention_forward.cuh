@@ -13,6 +13,7 @@ struct ForwardParams {
   const Bfloat16* qkv_T3Hd;
   Bfloat16* out_TD;
   float* log_sum_exp_HT;
+  int64_t num_sequences;
   int64_t num_tokens;  // from one head's log-sum-exps to the next's
   int num_heads, length;
   float scale;
@@ -56,6 +57,15 @@ struct ForwardTile {
   float max[2] = {-INFINITY, -INFINITY};  // of the raw scores
   float sum[2] = {};                      // this lane's share
 
+  __device__ void load_queries(const ForwardParams& params, int tile) {
+    const HeadRows<kHeadWidth> rows(params.length, params.num_heads);
+    const auto* const first = rows.qkv(params.qkv_T3Hd, 0, tile * kTile);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      load_tile(queries[step], first + step * kTile, rows.qkv_stride(), params.length - tile * kTile);
+    }
+  }
+
   __device__ void add_chunk(Tiles keys, Tiles values, int first_key, int length, float scale_log2) {
     float scores[2 * kKeyTiles][4] = {};
 #pragma unroll
@@ -81,6 +91,25 @@ struct ForwardTile {
         values.columns_are_n(b, first_key + j * kTile, 2 * step);
         multiply_16x16(out[2 * step], out[2 * step + 1], probabilities, b);
       }
+    }
+  }
+
+  __device__ void write(const ForwardParams& params, int tile) {
+    const HeadRows<kHeadWidth> rows(params.length, params.num_heads);
+    const int num_queries = params.length - tile * kTile;
+    auto* const first = rows.out(params.out_TD, tile * kTile);
+    sum[0] = quad_sum(sum[0]);
+    sum[1] = quad_sum(sum[1]);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      store_tile(first + step * kTile, rows.out_stride(), num_queries, out[2 * step], out[2 * step + 1], 1.0f / sum[0],
+                 1.0f / sum[1]);
+    }
+    auto* const log_sum_exp = params.log_sum_exp_HT + rows.head * params.num_tokens + rows.first_token + tile * kTile;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane_index() / 4 + 8 * half;
+      if (lane_index() % 4 == 0 && row < num_queries) log_sum_exp[row] = max[half] * params.scale + logf(sum[half]);
     }
   }
 
@@ -128,49 +157,38 @@ struct ForwardTile {
 };
 
 template <int kHeadWidth>
-__global__ void __launch_bounds__(kMaxForwardWarps * 32) forward_kernel(ForwardParams params) {
+__global__ void __launch_bounds__(max_forward_warps(kHeadWidth) * 32, kHeadWidth == 64 ? 2 : 1)
+    forward_kernel(ForwardParams params) {
+  if (sequence_of_block(blockIdx.y, blockIdx.z) >= params.num_sequences) return;
   const int length = params.length, end = padded_length(length);
-  const auto rows = HeadRows<kHeadWidth>::of_block(length, params.num_heads, 1);
   auto* const keys = dynamic_shared<Bfloat16>();
   auto* const values = keys + end * kHeadWidth;
-  for (int chunk = 0; chunk < kMaxChunks; ++chunk) {  // a group of copies each, empty beyond the length
-    const int first = chunk * kChunkKeys, last = min(first + kChunkKeys, end);
-    copy_rows<kHeadWidth>(keys, rows.qkv(params.qkv_T3Hd, 1, 0), rows.qkv_stride(), first, last, length);
-    copy_rows<kHeadWidth>(values, rows.qkv(params.qkv_T3Hd, 2, 0), rows.qkv_stride(), first, last, length);
-    async_copy_commit();
+  {
+    const HeadRows<kHeadWidth> rows(length, params.num_heads);
+#pragma unroll 1
+    for (int chunk = 0; chunk < kMaxChunks; ++chunk) {  // a group of copies each, empty beyond the length
+      const int first = chunk * kChunkKeys, last = min(first + kChunkKeys, end);
+      copy_rows<kHeadWidth>(keys, rows.qkv(params.qkv_T3Hd, 1, 0), rows.qkv_stride(), first, last, length);
+      copy_rows<kHeadWidth>(values, rows.qkv(params.qkv_T3Hd, 2, 0), rows.qkv_stride(), first, last, length);
+      async_copy_commit();
+    }
   }
 
-  for (int tile = warp_index(); tile < num_tiles(length); tile += num_warps()) {
-    const int first_query = tile * kTile, num_queries = min(kTile, length - first_query);
+  const int tiles = num_tiles(length);
+#pragma unroll 1
+  for (int round = 0; round * num_warps() < tiles; ++round) {
+    if (round * num_warps() + warp_index() >= tiles) break;
     ForwardTile<kHeadWidth> work;
-#pragma unroll
-    for (int step = 0; step < work.kSteps; ++step) {
-      load_tile(work.queries[step], rows.qkv(params.qkv_T3Hd, 0, first_query) + step * kTile, rows.qkv_stride(),
-                num_queries);
-    }
+    work.load_queries(params, round * num_warps() + warp_index());
+#pragma unroll 1
     for (int chunk = 0; chunk * kChunkKeys < length; ++chunk) {
-      if (tile == warp_index()) {  // the first round, in which every warp has a tile, goes as fast as chunks come in
+      if (round == 0) {  // in which every warp has a tile: it goes as fast as the chunks come in
         wait_for_chunk(chunk);
         __syncthreads();
       }
       work.add_chunk({keys}, {values}, chunk * kChunkKeys, length, params.scale * kLog2E);
     }
-
-    const float sum[2] = {quad_sum(work.sum[0]), quad_sum(work.sum[1])};
-    auto* const out = rows.out(params.out_TD, first_query);
-#pragma unroll
-    for (int step = 0; step < work.kSteps; ++step) {
-      store_tile(out + step * kTile, rows.out_stride(), num_queries, work.out[2 * step], work.out[2 * step + 1],
-                 1.0f / sum[0], 1.0f / sum[1]);
-    }
-    auto* const log_sum_exp = params.log_sum_exp_HT + rows.head * params.num_tokens + rows.first_token + first_query;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = lane_index() / 4 + 8 * half;
-      if (lane_index() % 4 == 0 && row < num_queries) {
-        log_sum_exp[row] = work.max[half] * params.scale + logf(sum[half]);
-      }
-    }
+    work.write(params, round * num_warps() + warp_index());
   }
 }
 

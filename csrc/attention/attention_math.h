@@ -8,9 +8,8 @@
 namespace webssl::attention {
 
 constexpr int kTile = 16;        // tokens: the rows of a tensor-core product
-constexpr int kMaxLength = 272;  // tokens: 17 tiles, one for each warp of the largest backward block
+constexpr int kMaxLength = 272;  // tokens: the 16 x 16 patches of 224 pixels, and 16 others
 constexpr int kChunkKeys = 64;   // keys whose scores a forward warp holds at once
-constexpr int kMaxForwardWarps = 9;
 constexpr int kMaxChunks = (kMaxLength + kChunkKeys - 1) / kChunkKeys;
 
 WEBSSL_HD int num_tiles(int length) { return (length + kTile - 1) / kTile; }
@@ -26,15 +25,16 @@ WEBSSL_HD int64_t out_offset(int64_t token, int head, int num_heads, int head_wi
   return (token * num_heads + head) * head_width;
 }
 
-// What a block works on. Heads go fastest, so that blocks which run together read neighbouring memory.
-struct BlockWork {
-  int64_t sequence;
-  int head, part;  // part: which run of columns of the gradients
-};
-WEBSSL_HD BlockWork block_work(int block, int num_heads, int num_parts) {
-  const int pair = block / num_parts;
-  return {pair / num_heads, pair % num_heads, block % num_parts};
+// Blocks: heads (and their parts) along x, so that blocks which run together read neighbouring memory, and sequences
+// along y and z, each of which holds 65,535 blocks at most. Some blocks of the last z may have no sequence.
+constexpr int64_t kMaxBlocksAlongY = 65535;
+WEBSSL_HD int64_t blocks_along_y(int64_t num_sequences) {
+  return num_sequences < kMaxBlocksAlongY ? num_sequences : kMaxBlocksAlongY;
 }
+WEBSSL_HD int64_t blocks_along_z(int64_t num_sequences) {
+  return (num_sequences + kMaxBlocksAlongY - 1) / kMaxBlocksAlongY;
+}
+WEBSSL_HD int64_t sequence_of_block(unsigned y, unsigned z) { return z * kMaxBlocksAlongY + y; }
 
 // ---------------------------------------------------------------- shared memory
 
@@ -60,27 +60,39 @@ WEBSSL_HD RowAndChunk piece_of_lane(int lane) { return {(lane >> 2) + (lane & 1)
 
 // ---------------------------------------------------------------- launches
 
-// Warps share the query tiles in as few rounds as kMaxForwardWarps allows, and no more warps than those rounds need.
-WEBSSL_HD int forward_warps(int length) {
-  const int tiles = num_tiles(length);
-  const int rounds = (tiles + kMaxForwardWarps - 1) / kMaxForwardWarps;
+// Of a block: so that a multiprocessor's registers hold two blocks at width 64. At width 128, where shared memory holds
+// one of the longest blocks, 17 tiles are two rounds of nine warps.
+constexpr WEBSSL_HD int max_forward_warps(int head_width) { return head_width == 64 ? 8 : 9; }
+
+// Warps share the query tiles in as few rounds as max_forward_warps allows, and no more warps than those rounds need.
+WEBSSL_HD int forward_warps(int length, int head_width) {
+  const int tiles = num_tiles(length), most = max_forward_warps(head_width);
+  const int rounds = (tiles + most - 1) / most;
   return (tiles + rounds - 1) / rounds;
 }
 
 WEBSSL_HD int forward_shared_bytes(int length, int head_width) { return 2 * padded_length(length) * head_width * 2; }
 
-// A warp of the backward keeps dK and dV of 16 keys in registers: at width 128 that is 128 of them. Beyond 9 warps
-// there are not so many, and two blocks share the columns of the gradients (each makes the scores anew).
-constexpr int kMaxWholeRowsLength = 9 * kTile;
-WEBSSL_HD int backward_columns(int length, int head_width) { return length > kMaxWholeRowsLength ? 64 : head_width; }
+// A warp of the backward keeps dK and dV of 16 keys in registers: 64 of them at 64 columns, 128 at 128. There is room
+// for 16 and for 8 such warps. So longer sequences of width 128 go to two blocks, which share the columns of the
+// gradients and each make the scores anew; and the 17th tile of keys is the last warp's second, with dK and dV in
+// shared memory.
+constexpr WEBSSL_HD int max_backward_warps(int columns) { return columns == 64 ? 16 : 8; }
+constexpr WEBSSL_HD int max_backward_tiles(int columns) { return columns == 64 ? 17 : 8; }
+WEBSSL_HD int backward_columns(int length, int head_width) {
+  return num_tiles(length) > max_backward_tiles(head_width) ? 64 : head_width;
+}
+WEBSSL_HD int backward_warps(int length, int columns) {
+  const int tiles = num_tiles(length);
+  return tiles < max_backward_warps(columns) ? tiles : max_backward_warps(columns);
+}
 
-constexpr WEBSSL_HD int backward_max_rows(int columns) { return columns == 64 ? kMaxLength : kMaxWholeRowsLength; }
-
-// Two stages of 16 rows of Q and dO; dS of 16 queries in bf16, D by warp and the log-sum-exps in fp32, of the longest
-// sequence; K and V.
+// Two stages of 16 rows of Q and dO; of the longest sequence dS of 16 queries in bf16, D by tile of keys and the
+// log-sum-exps in fp32; K and V; the second dK and dV of the last warp in fp32.
 WEBSSL_HD int backward_shared_bytes(int length, int head_width) {
-  const int max_rows = backward_max_rows(backward_columns(length, head_width));
-  return (4 * kTile + 2 * padded_length(length)) * head_width * 2 + max_rows * (kTile * 2 + 4 + 4);
+  const int columns = backward_columns(length, head_width), max_rows = max_backward_tiles(columns) * kTile;
+  const int second = num_tiles(length) > backward_warps(length, columns) ? 2 * kTile * columns * 4 : 0;
+  return (4 * kTile + 2 * padded_length(length)) * head_width * 2 + max_rows * (kTile * 2 + 4 + 4) + second;
 }
 
 }  // namespace webssl::attention

@@ -21,20 +21,21 @@ __device__ __forceinline__ int recomputed(int x) {
 }
 
 __device__ __forceinline__ int lane_index() { return recomputed(static_cast<int>(threadIdx.x)) % 32; }
-__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x / 32); }
+__device__ __forceinline__ int warp_index() { return recomputed(static_cast<int>(threadIdx.x)) / 32; }
 __device__ __forceinline__ int num_threads() { return static_cast<int>(blockDim.x); }
 __device__ __forceinline__ int num_warps() { return static_cast<int>(blockDim.x / 32); }
 
-// The rows of the head that this block works on.
-template <int kHeadWidth>
+// The rows of the head that this block works on; it may be one of several blocks, each with its part of the columns.
+template <int kHeadWidth, int kParts = 1>
 struct HeadRows {
   int64_t first_token;
   int head, num_heads, part;
 
-  __device__ __forceinline__ static HeadRows of_block(int length, int num_heads, int num_parts) {
-    const BlockWork work = block_work(recomputed(static_cast<int>(blockIdx.x)), num_heads, num_parts);
-    return {work.sequence * length, work.head, num_heads, work.part};
-  }
+  __device__ __forceinline__ HeadRows(int length, int num_heads)
+      : first_token(sequence_of_block(blockIdx.y, blockIdx.z) * length),
+        head(static_cast<int>(blockIdx.x) / kParts),
+        num_heads(num_heads),
+        part(static_cast<int>(blockIdx.x) % kParts) {}
 
   // Of queries (0), keys (1) or values (2), from `row` on; and of outputs.
   template <typename T>

@@ -23,8 +23,8 @@ CASES = [
     (((2, 50),), 3, 64),
     (((2, 50), (1, 37)), 1, 128),
     (((1, 98),), 1, 64),
-    (((1, 144),), 1, 128),
-    (((1, 145),), 1, 128),
+    (((1, 128),), 1, 128),
+    (((1, 129),), 1, 128),
     (((1, 257),), 1, 64),
     (((1, 257),), 1, 128),
     (((1, 272),), 1, 64),
@@ -121,19 +121,19 @@ def test_nan_stays_visible_and_in_its_sequence(device, part):
 @pytest.mark.parametrize("groups,heads,width", [CASES[4], CASES[7], CASES[8]], ids=str)
 def test_is_deterministic(device, groups, heads, width, monkeypatch):
     """The same bits every time, and in the emulation in any order of the threads."""
-    problems = problem(groups, heads, width, device)
+    qkv, grad_out = problem(groups, heads, width, device)
     results = []
     for order in ("forward", "backward", "shuffled"):
         monkeypatch.setenv("WEBSSL_EMULATED_ORDER", order)
-        results.append(run(attention, problems[0], groups, problems[1]))
+        results.append(run(attention, qkv, groups, grad_out))
     for out, grad in results[1:]:
         assert torch.equal(out, results[0][0]) and torch.equal(grad, results[0][1])
 
 
-@pytest.mark.parametrize("length,width", [(1, 64), (33, 128), (145, 128)])
-def test_reads_and_writes_its_rows_only(device, length, width):
+@pytest.mark.parametrize("count,length,width", [(3, 1, 64), (2, 33, 128), (1, 129, 128)])
+def test_reads_and_writes_its_rows_only(device, count, length, width):
     """A group between others: what surrounds it is NaN where it is read, and stays as it is where it is written."""
-    heads, first, count = 2, 5, 2
+    heads, first = 2, 5
     last = first + count * length
     tokens = last + 40
     qkv, grad_out = problem(((1, tokens),), heads, width, device)
@@ -238,7 +238,7 @@ def test_rejects_gradients_that_do_not_fit(device):
 
 
 def test_the_kernels_themselves_refuse_what_they_cannot_do(device):
-    for count, length, heads, width in ((1, 0, 1, 64), (1, 273, 1, 64), (1, 5, 1, 96), (2**31, 5, 1, 64)):
+    for count, length, heads, width in ((1, 0, 1, 64), (1, 273, 1, 64), (1, 5, 1, 96), (2**33, 5, 1, 64)):
         with pytest.raises(ValueError, match="attention: "):
             _library.C.attention_cuda(0, 0, count, length, 0, heads, width, 0, 0, 0)
 
@@ -257,17 +257,18 @@ def test_chunks_of_shared_memory(chunks):
             assert len({places[first + i][chunk] // 8 % 8 for i in range(8)}) == 8
 
 
-def test_shared_memory_fits_the_gpus_it_is_meant_for():
-    needed = emulated("_C").attention_shared_bytes_cuda
-    assert needed(272, 64) <= 99 * 1024, "8.6 and 8.9"
-    assert needed(272, 128) <= 163 * 1024, "8.0"
+@pytest.mark.parametrize("capability,longest", [("70", (0, 0)), ("80", (272, 256)), ("90", (272, 272))])
+def test_longest_sequence_is_what_shared_memory_holds(capability, longest, monkeypatch):
+    monkeypatch.setenv("WEBSSL_EMULATED_CAPABILITY", capability)
+    assert tuple(emulated("_C").attention_longest_sequence_cuda(width) for width in (64, 128)) == longest
 
 
-@pytest.mark.parametrize("length", range(1, 273))
-def test_forward_warps_share_the_tiles_in_the_fewest_rounds(length):
-    warps, tiles = emulated("_checks").attention_forward_warps(length), -(-length // 16)
-    rounds = -(-tiles // 9)
-    assert 1 <= warps <= 9 and -(-tiles // warps) == rounds and (warps == 1 or -(-tiles // (warps - 1)) > rounds)
+@pytest.mark.parametrize("width,most", [(64, 8), (128, 9)])
+def test_forward_warps_share_the_tiles_in_the_fewest_rounds(width, most):
+    for length in range(1, 273):
+        warps, tiles = emulated("_checks").attention_forward_warps(length, width), -(-length // 16)
+        rounds = -(-tiles // most)
+        assert 1 <= warps <= most and -(-tiles // warps) == rounds and (warps == 1 or -(-tiles // (warps - 1)) > rounds)
 
 
 # ---------------------------------------------------------------- what only a GPU shows
@@ -303,3 +304,14 @@ def test_gpu_more_than_2_31_elements():
     last = ((2, length),)
     expected = run(attention, qkv[-2 * length :], last, grad_out[-2 * length :])
     assert torch.equal(out[-2 * length :], expected[0]) and torch.equal(grad[-2 * length :], expected[1])
+
+
+@pytest.mark.gpu
+def test_gpu_more_sequences_than_a_grid_has_rows():
+    groups = ((70_000, 3),)
+    qkv, grad_out = problem(groups, 1, 64, torch.device("cuda"))
+    out, grad = run(attention, qkv, groups, grad_out)
+    for first in (0, 65_535 * 3, 69_999 * 3):
+        rows = slice(first, first + 3)
+        expected = run(attention, qkv[rows], ((1, 3),), grad_out[rows])
+        assert torch.equal(out[rows], expected[0]) and torch.equal(grad[rows], expected[1])

@@ -112,11 +112,13 @@ def _check(qkv_T3Hd: Tensor, groups: Groups) -> None:
 @torch.compiler.assume_constant_result
 def longest_sequence(device: torch.device, head_width: int) -> int:
     """The longest sequence, in tokens, that our kernels take on a device; 0 where there are none for it."""
-    return _longest_on_gpu(device.index, head_width) if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    return _longest_on_gpu(torch.cuda.current_device() if device.index is None else device.index, head_width)
 
 
 @functools.cache
-def _longest_on_gpu(index: int | None, head_width: int) -> int:
+def _longest_on_gpu(index: int, head_width: int) -> int:
     if not _library.cuda_architectures():
         warnings.warn(
             "attention: this webssl_fast was built without CUDA kernels, since CMake found no nvcc; torch's "
@@ -124,13 +126,8 @@ def _longest_on_gpu(index: int | None, head_width: int) -> int:
             stacklevel=2,
         )
         return 0
-    properties = torch.cuda.get_device_properties(index)
-    if properties.major < 8:  # no cp.async and no tensor cores for bf16
-        return 0
-    available = properties.shared_memory_per_block_optin
-    longest = _library.C.attention_max_length_cuda()
-    lengths = (n for n in range(longest, 0, -1) if _library.C.attention_shared_bytes_cuda(n, head_width) <= available)
-    return next(lengths, 0)
+    with torch.cuda.device(index):
+        return _library.C.attention_longest_sequence_cuda(head_width)
 
 
 @torch.compiler.assume_constant_result
@@ -242,11 +239,11 @@ def _check_for_kernel(qkv_T3Hd: Tensor, num_sequences: list[int], lengths: list[
             f"width {' or '.join(map(str, HEAD_WIDTHS))}. webssl_fast.ops.attention.attention takes any"
         )
     _check_tensor("qkv_T3Hd", qkv_T3Hd, torch.bfloat16, tuple(qkv_T3Hd.shape), qkv_T3Hd.device)
-    longest = _library.C.attention_max_length_cuda()
+    longest = longest_sequence(qkv_T3Hd.device, qkv_T3Hd.shape[3])
     if max(lengths) > longest:
         raise ValueError(
-            f"lengths are {lengths}; the kernels take up to {longest} tokens. webssl_fast.ops.attention.attention "
-            "takes any"
+            f"lengths are {lengths}; on this GPU the kernels take up to {longest} tokens. "
+            "webssl_fast.ops.attention.attention takes any"
         )
 
 
