@@ -1,137 +1,198 @@
-"""Images per second from encoded bytes to uint8 RGB: our decoder, Pillow, and a DALI pipeline where it is installed.
+"""Images per second of each stage from files to crops, apart and together, on the CPU and on a GPU.
 
     python -m benchmarks.bench_data --images FOLDER --threads 2
 
-Real files are read once and decoded from memory, the decoders taking turns. DALI's CPU pipeline is the yardstick: it
-fails a whole batch on one bad image, and reads no GIF. One JSON line each; `loader` is a whole training loader with the
-DINOv2 recipe (2 x 224 + 8 x 98 crops), reading included.
+One JSON line for each stage and side, which take turns:
+  read      files to bytes; small folders come from the page cache
+  decode    bytes to uint8 RGB: our decoders, Pillow, and a DALI pipeline where it is installed, the yardstick (it fails
+            a whole batch on one bad image, and reads no GIF)
+  augment   decoded images to the ten crops of DINOv2 (2 of 224 pixels, 8 of 98)
+  together  a training loader: all of these, with `--threads` threads and nothing made ahead
+
+With `--device cuda` decoding and cropping are measured on the GPU too, with `--hardware-share` of the JPEGs for its
+JPEG engine. A GPU's side ends when the GPU has finished.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import statistics
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from benchmarks.provenance import provenance
+from benchmarks.crop_recipes import RECIPES, SIZES_PX
+from benchmarks.harness import argument_parser, emit, time_interleaved
 from webssl_fast.config.schema import DataConfig, DecodeConfig
-from webssl_fast.data.decode import BadImage, make_decoder
+from webssl_fast.data.decode import BadImage, Decoder, make_decoder
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import TrainLoader
 from webssl_fast.data.read import SampleReader
-from webssl_fast.records import CropRecipe
+from webssl_fast.ops.crop_parameters import draw_crop_parameters
+from webssl_fast.ops.multi_crop import multi_crop
 
 BATCH = 32
+CHUNK = 8  # images that a thread decodes at once, as the loader does
 LOADER_STEPS = 4
-GLOBAL_CROP = CropRecipe(
-    224,
-    scale=(0.32, 1.0),
-    flip_probability=0.5,
-    jitter_probability=0.8,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.2,
-    hue=0.1,
-    grayscale_probability=0.2,
-)
-LOCAL_CROP = replace(GLOBAL_CROP, size_px=98, scale=(0.05, 0.32), blur_probability=0.5)
-RECIPES = [GLOBAL_CROP, replace(GLOBAL_CROP, blur_probability=0.9, solarize_probability=0.2), *[LOCAL_CROP] * 8]
 
 
-def decoding(backend: str, encoded: list[bytes], num_threads: int) -> Callable[[], None]:
-    decoder = make_decoder(DecodeConfig.model_validate({"backend": backend}))
-    pool = ThreadPoolExecutor(num_threads)
-    chunks = [encoded[i : i + 8] for i in range(0, len(encoded), 8)]
-
-    def run() -> None:
-        for images in pool.map(decoder.decode, chunks):
-            assert not any(isinstance(image, BadImage) for image in images)
-
-    return run
+@dataclass(frozen=True)
+class Side:
+    stage: str
+    name: str
+    run: Callable[[], object]
+    num_images: int  # of a run
+    device: str = "cpu"
 
 
-def dali(encoded: list[bytes], num_threads: int) -> Callable[[], None]:
+def batches(items: list, size: int = BATCH) -> list[list]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def reading(index: Index, sample_ids: list[int], pool: ThreadPoolExecutor) -> None:
+    reader = SampleReader()
+    for _ in pool.map(lambda sample_id: reader.read(index.locate(sample_id)), sample_ids):
+        pass
+    reader.close()
+
+
+def decoding(decoder: Decoder, encoded: list[bytes], pool: ThreadPoolExecutor) -> list[Tensor]:
+    """As the loader does it: whole batches from one thread, or chunks from many."""
+    if decoder.whole_batches:
+        decoded = [image for part in batches(encoded) for image in decoder.decode(part)]
+    else:
+        decoded = [image for images in pool.map(decoder.decode, batches(encoded, CHUNK)) for image in images]
+    images = [image for image in decoded if not isinstance(image, BadImage)]
+    if len(images) < len(decoded):
+        raise SystemExit(f"--images: {len(decoded) - len(images)} images cannot be decoded; name a folder without them")
+    _finish(decoder.device)
+    return images
+
+
+def augmenting(images: list[Tensor], num_threads: int) -> None:
+    for number, part in enumerate(batches(images)):
+        sizes_B2 = torch.tensor([image.shape[:2] for image in part], dtype=torch.int32)
+        parameters_BVP = draw_crop_parameters(sizes_B2, RECIPES, 0, number * BATCH + torch.arange(len(part)))
+        multi_crop(part, parameters_BVP, SIZES_PX, num_threads=num_threads)
+    _finish(images[0].device)
+
+
+def loading(loader: TrainLoader) -> None:
+    for step in range(LOADER_STEPS):
+        crops = loader.batch(step).crops
+    _finish(crops[0].device)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def dali(encoded: list[bytes], num_threads: int, hardware_share: float | None) -> Callable[[], None]:
+    """DALI's pipeline on the CPU, or with a hardware share its "mixed" decoder on the GPU."""
     from nvidia.dali import Pipeline, fn
 
-    arrays = [np.frombuffer(data, np.uint8) for data in encoded]
-    batches = [arrays[i : i + BATCH] for i in range(0, len(arrays), BATCH)]
-
-    built = Pipeline(BATCH, num_threads, device_id=None, prefetch_queue_depth=2)
+    parts = batches([np.frombuffer(data, np.uint8) for data in encoded])
+    on_gpu = hardware_share is not None
+    options = {"device": "mixed", "hw_decoder_load": hardware_share} if on_gpu else {"device": "cpu"}
+    built = Pipeline(BATCH, num_threads, device_id=torch.cuda.current_device() if on_gpu else None)
     with built:
-        files = fn.external_source(source=batches, cycle=True, batch=True)
-        built.set_outputs(fn.decoders.image(files, device="cpu"))
+        files = fn.external_source(source=parts, cycle=True, batch=True)
+        built.set_outputs(fn.decoders.image(files, **options))
     built.build()
 
     def run() -> None:
-        for _ in batches:
+        for _ in parts:
             (images,) = built.run()
-            for i in range(len(images)):
-                np.asarray(images[i])
+            if not on_gpu:
+                for i in range(len(images)):
+                    np.asarray(images[i])
+        if on_gpu:
+            torch.cuda.synchronize()
 
     return run
 
 
-def loader(index: Index, num_threads: int) -> Callable[[], None]:
-    batch = min(BATCH, len(index))
-    options = {"global_batch_size": batch, "micro_batch_size": batch, "num_threads": num_threads}
-    train_loader = TrainLoader(index, DataConfig(), RECIPES, seed=0, **options)  # type: ignore[arg-type]
+# ---------------------------------------------------------------- sides
 
-    def run() -> None:
-        for step in range(LOADER_STEPS):
-            train_loader.batch(step)
 
-    return run
+def sides(
+    index: Index, encoded: list[bytes], images: list[Tensor], pool: ThreadPoolExecutor, arguments: argparse.Namespace
+) -> Iterator[Side]:
+    sample_ids = [i % len(index) for i in range(len(encoded))]
+    yield Side("read", "ours", partial(reading, index, sample_ids, pool), len(encoded))
+    configs = {"nvimgcodec": DecodeConfig(backend="nvimgcodec"), "pillow": DecodeConfig(backend="pillow")}
+    with_nvidia = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+    if not with_nvidia:
+        del configs["nvimgcodec"]
+        print("WARNING: DALI and nvImageCodec are not installed: pip install 'webssl_fast[dali]'", file=sys.stderr)
+    if arguments.device == "cuda":
+        configs["nvimgcodec_gpu"] = DecodeConfig(device="gpu", hardware_share=arguments.hardware_share)
+    else:
+        print("WARNING: no GPU, or --device cpu: decoding and cropping there are not measured", file=sys.stderr)
+    for name, config in configs.items():
+        decoder = make_decoder(config, arguments.threads)
+        yield Side("decode", name, partial(decoding, decoder, encoded, pool), len(encoded), decoder.device.type)
+    if with_nvidia:
+        yield Side("decode", "dali", dali(encoded, arguments.threads, None), len(encoded))
+    if arguments.device == "cuda":
+        run = dali(encoded, arguments.threads, arguments.hardware_share)
+        yield Side("decode", "dali_mixed", run, len(encoded), "cuda")
+    for device in ("cpu", "cuda") if arguments.device == "cuda" else ("cpu",):
+        there = [image.to(device) for image in images]
+        yield Side("augment", f"ours_{device}", partial(augmenting, there, arguments.threads), len(there), device)
+        decode = configs["nvimgcodec_gpu"] if device == "cuda" else DecodeConfig()
+        batch = min(BATCH, len(index))
+        options: dict[str, Any] = {"global_batch_size": batch, "micro_batch_size": batch}
+        loader = TrainLoader(
+            index, DataConfig(decode=decode), RECIPES, seed=0, num_threads=arguments.threads, **options
+        )
+        yield Side("together", f"loader_{device}", partial(loading, loader), LOADER_STEPS * batch, device)
 
 
 def main() -> None:
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench_data",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__, repeats=7)
+    parser.epilog = (__doc__ or "").partition("\n\n")[2]
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--images", required=True, help="a folder or tar pattern of images that every decoder can read")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--num-images", type=int, default=256, help="images of a timed run; short folders are repeated")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--hardware-share", type=float, default=DecodeConfig().hardware_share, help="of a batch, for the JPEG engine"
+    )
     arguments = parser.parse_args()
 
     index, reader = Index.open(arguments.images), SampleReader()
     encoded = [reader.read(index.locate(i % len(index))) for i in range(arguments.num_images // BATCH * BATCH)]
-    sizes = [image.shape for image in make_decoder(DecodeConfig(backend="pillow")).decode(encoded[:64])]  # type: ignore[union-attr]
-    sides = {"pillow": decoding("pillow", encoded, arguments.threads), "loader": loader(index, arguments.threads)}
-    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        sides["nvimgcodec"] = decoding("nvimgcodec", encoded, arguments.threads)
-        sides["dali"] = dali(encoded, arguments.threads)
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(arguments.repeats + 1):
-        for name, run in sides.items():
-            begin = time.perf_counter()
-            run()
-            if repeat:  # the first warms up
-                seconds[name].append(time.perf_counter() - begin)
-    for name, times in seconds.items():
-        num_images = LOADER_STEPS * min(BATCH, len(index)) if name == "loader" else len(encoded)
-        result = {
-            "benchmark": "data",
-            "side": name,
-            "images_per_second": round(num_images / statistics.median(times), 1),
-            "images_per_second_best": round(num_images / min(times), 1),
-            "threads": arguments.threads,
-            "mean_height_px": round(float(np.mean([s[0] for s in sizes]))),
-            "mean_width_px": round(float(np.mean([s[1] for s in sizes]))),
-            "mean_kib": round(float(np.mean([len(data) for data in encoded])) / 1024, 1),
-            **provenance(),
-        }
-        print(json.dumps(result), flush=True)
+    pool = ThreadPoolExecutor(arguments.threads)
+    images = decoding(make_decoder(DecodeConfig()), encoded, pool)
+    measured = list(sides(index, encoded, images, pool, arguments))
+    # By the clock also on a GPU: host and GPU work together, and each side waits for the GPU.
+    timings = time_interleaved({f"{side.stage}/{side.name}": side.run for side in measured}, arguments.repeats)
+    for side in measured:
+        timing = timings[f"{side.stage}/{side.name}"]
+        emit(
+            "data",
+            record=arguments.record,
+            device=side.device,
+            stage=side.stage,
+            side=side.name,
+            images_per_second=1e3 * side.num_images / timing.p50_ms,
+            p20_images_per_second=1e3 * side.num_images / timing.p80_ms,
+            p80_images_per_second=1e3 * side.num_images / timing.p20_ms,
+            cpu_ms_per_image=timing.cpu_ms / side.num_images,
+            threads=arguments.threads,
+            hardware_share=arguments.hardware_share if side.device == "cuda" else None,
+            mean_height_px=float(np.mean([image.shape[0] for image in images])),
+            mean_width_px=float(np.mean([image.shape[1] for image in images])),
+            mean_kib=float(np.mean([len(data) for data in encoded])) / 1024,
+        )
 
 
 if __name__ == "__main__":

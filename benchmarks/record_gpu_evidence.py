@@ -36,8 +36,8 @@ def main() -> int:
 
 def _check(op: str) -> bool:
     hash_before = source_hash(op, ROOT)
-    test = ROOT / "tests" / "ops" / f"test_{op}.py"
-    tests = _run("-m", "pytest", "-m", "gpu", str(test))
+    files = sorted((ROOT / "tests" / "ops").glob(f"test_{op}*.py"))
+    tests = _run("-m", "pytest", "-m", "gpu", *map(str, files))
     evidence = read_evidence(ROOT)
     if tests == 0:
         gpu, today = torch.cuda.get_device_name(), date.today().isoformat()
@@ -47,7 +47,10 @@ def _check(op: str) -> bool:
     entries = {op: asdict(entry) for op, entry in sorted(evidence.items())}
     (ROOT / "benchmarks" / "gpu_evidence.json").write_text(json.dumps(entries, indent=2) + "\n")
     if tests != 0:
-        print(f"{op}: no GPU test in {test}" if tests == NO_TESTS_COLLECTED else f"{op}: FAILED", flush=True)
+        print(
+            f"{op}: no GPU test in tests/ops/test_{op}*.py" if tests == NO_TESTS_COLLECTED else f"{op}: FAILED",
+            flush=True,
+        )
         return False
     print(f"{op}: verified", flush=True)
     return _run("-m", f"benchmarks.ops.bench_{op}", "--device", "cuda", "--record", "ops_gpu") == 0

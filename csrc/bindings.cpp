@@ -24,6 +24,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("attention_longest_sequence_cuda", &webssl::attention::longest_sequence);
   m.def("attention_cuda", &webssl::attention::forward_cuda, release_gil());
   m.def("attention_backward_cuda", &webssl::attention::backward_cuda, release_gil());
+  m.def("multi_crop_workspace_floats_cuda", &webssl::multi_crop::workspace_floats_cuda);
+  m.def("multi_crop_cuda", &webssl::multi_crop::multi_crop_cuda, release_gil());
   m.def("sinkhorn_num_row_partitions_cuda", &webssl::sinkhorn_knopp::num_row_partitions_cuda);
   m.def("sinkhorn_column_pass_cuda", &webssl::sinkhorn_knopp::column_pass_cuda, release_gil());
   m.def("sinkhorn_row_pass_cuda", &webssl::sinkhorn_knopp::row_pass_cuda, release_gil());

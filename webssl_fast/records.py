@@ -58,7 +58,7 @@ class CropRecipe:
 
 @dataclass
 class Batch:
-    """One micro-batch of one rank.
+    """One micro-batch of one rank: on the host, save for crops that were made on a GPU.
 
     positions   int64 [B]: place of each image in the global order, the key of every random draw that concerns it
     sample_ids  int64 [B]: the sample that stands there (its replacement, where the file could not be decoded)

@@ -27,6 +27,16 @@ void multi_crop_cpu_at(uintptr_t images_B, uintptr_t image_sizes_B2, uintptr_t p
                        uintptr_t crops_V, int64_t num_images, int64_t num_crops, uintptr_t mean_3, uintptr_t std_3,
                        bool bfloat16, int num_threads);
 
+// The same on the current GPU, on the caller's stream. images_B, image_sizes_B2, parameters_BVP and the workspace lie
+// on the device; sizes_px_V, crops_V, mean_3 and std_3 on the host. So many images go at once as the workspace holds:
+// one at least, best workspace_floats_cuda floats. Throws std::invalid_argument for more than kMaxCropsCuda crops of an
+// image.
+constexpr int kMaxCropsCuda = 64;
+int64_t workspace_floats_cuda(uintptr_t sizes_px_V, int64_t num_images, int64_t num_crops);
+void multi_crop_cuda(uintptr_t images_B, uintptr_t image_sizes_B2, uintptr_t parameters_BVP, uintptr_t sizes_px_V,
+                     uintptr_t crops_V, int64_t num_images, int64_t num_crops, uintptr_t mean_3, uintptr_t std_3,
+                     bool bfloat16, uintptr_t workspace, int64_t workspace_floats, uintptr_t stream);
+
 // Draws parameters_BVP (fp32) from image_sizes_B2 (int32), recipes_VR (fp64: Recipe's fields) and positions_B (int64).
 void draw_crop_parameters_at(uintptr_t image_sizes_B2, uintptr_t recipes_VR, uint64_t seed, uintptr_t positions_B,
                              int64_t num_images, int64_t num_crops, uintptr_t parameters_BVP);

@@ -96,43 +96,28 @@ float sum_gray(Pixels pixels) {
   return sum;
 }
 
-// The drawn color operations of one crop that change anything, in order.
-struct ColorChain {
-  int operations[kNumColorOperations];
-  int num = 0;
-  int contrast_at = kNumColorOperations;  // place of the contrast operation in `operations`
-
-  explicit ColorChain(const float* parameters) {
-    for (int place = 0; place < kNumColorOperations; ++place) {
-      const int operation = static_cast<int>(parameters[kOrder + place]);
-      const float neutral = operation == kApplyHue ? 0.0f : 1.0f;
-      if (parameters[kBrightness + operation] == neutral) continue;
-      if (operation == kApplyContrast) contrast_at = num;
-      operations[num++] = operation;
-    }
-    contrast_at = std::min(contrast_at, num);
-  }
-
-  void apply(int begin, int end, const float* parameters, float mean_gray, Pixels pixels) const {
-    for (int place = begin; place < end; ++place) {
-      const float factor = parameters[kBrightness + operations[place]];
-      switch (operations[place]) {
-        case kApplyBrightness:
-          blend_with_constant(pixels, 0.0f, factor);
-          break;
-        case kApplyContrast:
-          blend_with_constant(pixels, mean_gray, factor);
-          break;
-        case kApplySaturation:
-          blend_with_gray(pixels, factor);
-          break;
-        case kApplyHue:
-          shift_hues(pixels, factor);
-          break;
-      }
+// The operations at places [begin, end) of the chain.
+void apply_colors(const ColorChain& chain, int begin, int end, const float* parameters, float mean_gray,
+                  Pixels pixels) {
+  for (int place = begin; place < end; ++place) {
+    const int operation = chain.operation(place);
+    const float factor = parameters[kBrightness + operation];
+    switch (operation) {
+      case kApplyBrightness:
+        blend_with_constant(pixels, 0.0f, factor);
+        break;
+      case kApplyContrast:
+        blend_with_constant(pixels, mean_gray, factor);
+        break;
+      case kApplySaturation:
+        blend_with_gray(pixels, factor);
+        break;
+      case kApplyHue:
+        shift_hues(pixels, factor);
+        break;
     }
   }
-};
+}
 
 // ---------------------------------------------------------------- blur and output
 
@@ -207,7 +192,6 @@ class CropTask {
                       scratch_.window.reserve(num_window_rows * stride_));
     }
 
-    const bool has_contrast = chain_.contrast_at < chain_.num;
     const int32_t block_rows = std::max(1, kPixelsInCache / size_ / kRowsTogether) * kRowsTogether;
     double gray = 0.0;
     for (int32_t y = 0; y < size_; y += block_rows) {
@@ -215,8 +199,8 @@ class CropTask {
       for (int32_t row = y; row < y_end; row += kRowsTogether) {
         resample(row, std::min(row + kRowsTogether, y_end));
       }
-      chain_.apply(0, chain_.contrast_at, parameters_, 0.0f, block(y, y_end));
-      if (has_contrast) gray += sum_gray(block(y, y_end));
+      apply_colors(chain_, 0, chain_.contrast_at, parameters_, 0.0f, block(y, y_end));
+      if (chain_.has_contrast()) gray += sum_gray(block(y, y_end));
     }
     const float mean_gray = static_cast<float>(gray / static_cast<double>(plane_size_));
     const float sigma = parameters_[kBlurSigma];
@@ -224,7 +208,7 @@ class CropTask {
     if (sigma > 0.0f) blur_weights(sigma, weights);
     for (int32_t y = 0; y < size_; y += block_rows) {
       const int32_t y_end = std::min(y + block_rows, size_);
-      chain_.apply(chain_.contrast_at, chain_.num, parameters_, mean_gray, block(y, y_end));
+      apply_colors(chain_, chain_.contrast_at, chain_.num, parameters_, mean_gray, block(y, y_end));
       if (parameters_[kGrayscale] != 0.0f) replace_with_gray(block(y, y_end));
       if (sigma > 0.0f) {
         blur_rows(y, y_end, weights);

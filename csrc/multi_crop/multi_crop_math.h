@@ -198,6 +198,13 @@ WEBSSL_HD TapRange tap_range(const Axis& axis, double center) {
   return {first, last};
 }
 
+// Tap k of an output, source pixel first + k, weighs cubic_weight(tap_offset + k / filter_scale), divided by the sum of
+// its output's weights.
+WEBSSL_HD float tap_offset(const Axis& axis, int32_t output, int32_t first) {
+  return static_cast<float>((first + 0.5 - tap_center(axis, output)) / axis.filter_scale);
+}
+WEBSSL_HD float tap_step(const Axis& axis) { return static_cast<float>(1.0 / axis.filter_scale); }
+
 // ---------------------------------------------------------------- colors
 
 // ITU-R 601-2 luma, as Pillow's convert("L").
@@ -241,6 +248,27 @@ WEBSSL_HD void shift_hue(float& r, float& g, float& b, float shift_in_sixths) {
   b = low + clamp(2.0f * chroma - fabsf(hue - 4.0f * chroma), chroma);
 }
 
+// The drawn color operations of one crop that change anything, in order.
+struct ColorChain {
+  uint32_t packed = 0;  // four bits an operation: an array would leave a GPU's registers
+  int num = 0;
+  int contrast_at = kNumColorOperations;  // place of the contrast operation; num where there is none
+
+  WEBSSL_HD explicit ColorChain(const float* parameters) {
+    for (int place = 0; place < kNumColorOperations; ++place) {
+      const int operation = static_cast<int>(parameters[kOrder + place]);
+      const float neutral = operation == kApplyHue ? 0.0f : 1.0f;
+      if (parameters[kBrightness + operation] == neutral) continue;
+      if (operation == kApplyContrast) contrast_at = num;
+      packed |= static_cast<uint32_t>(operation) << (4 * num++);
+    }
+    if (contrast_at > num) contrast_at = num;
+  }
+
+  WEBSSL_HD int operation(int place) const { return static_cast<int>((packed >> (4 * place)) & 15u); }
+  WEBSSL_HD bool has_contrast() const { return contrast_at < num; }
+};
+
 WEBSSL_HD float solarize(float x, float threshold) { return x < threshold ? x : 255.0f - x; }
 
 // ---------------------------------------------------------------- blur
@@ -260,6 +288,7 @@ WEBSSL_HD void blur_weights(float sigma, float* weights) {
 
 // Reflection that does not repeat the border pixel: -1 -> 1. Defined for any size.
 WEBSSL_HD int32_t reflect(int32_t index, int32_t size) {
+  if (index >= 0 && index < size) return index;
   if (size == 1) return 0;
   const int32_t period = 2 * (size - 1);
   index %= period;

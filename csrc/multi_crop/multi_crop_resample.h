@@ -27,9 +27,9 @@ struct Taps {
 WEBSSL_MULTIVERSION
 void fill_weights(const Axis& axis, int32_t size, const int32_t* first, const int32_t* last, int32_t num_taps,
                   float* weights) {
-  const float step = static_cast<float>(1.0 / axis.filter_scale);
+  const float step = tap_step(axis);
   for (int32_t i = 0; i < size; ++i) {
-    const float offset = static_cast<float>((first[i] + 0.5 - tap_center(axis, i)) / axis.filter_scale);
+    const float offset = tap_offset(axis, i, first[i]);
     const int32_t count = last[i] - first[i];
     float* w = weights + static_cast<int64_t>(i) * num_taps;
     float sum = 0.0f;

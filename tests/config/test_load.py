@@ -29,6 +29,7 @@ def test_overrides_beat_file_beats_base_beats_defaults(tmp_path):
         ("train: {log_every: abc}", "train.log_every: .*integer.*got 'abc'"),
         ("method: {dino_head: {num_prototypes: 0}}", "method.dino_head.num_prototypes: .*2, got 0"),
         ("method: {blur: strong}", "'as_trained' or 'as_written', got 'strong'"),
+        ("data: {decode: {backend: pillow, device: gpu}}", "data.decode: .*set backend to auto or nvimgcodec"),
         ("method: {local_crops: {num: 8, size_px: 98, scale: [0.5, 0.2]}}", "low <= high"),
         ("seed: 1\nseed: 2", "line 2: the key 'seed' stands twice"),
         ("- 1", "must hold a mapping"),
@@ -80,3 +81,10 @@ def test_batches_that_do_not_divide(tmp_path, overrides, world_size, expected):
     config = load_config(write(tmp_path / "run.yaml", ""), overrides)
     with pytest.raises(ConfigError, match=expected):
         resolve(config, world_size=world_size, device="cpu")
+
+
+def test_decoding_on_a_gpu_needs_computing_there(tmp_path):
+    config = load_config(write(tmp_path / "run.yaml", ""), ["data.decode.device=gpu", "train.device=cpu"])
+    assert resolve(config, world_size=1, device="cuda").data.decode.device == "gpu"
+    with pytest.raises(ConfigError, match="data.decode.device is gpu.*train.device is cpu.*data.decode.device=cpu"):
+        resolve(config, world_size=1, device="cpu")

@@ -199,11 +199,6 @@ def test_auto_without_nvimgcodec_says_so(monkeypatch, caplog):
         make_decoder(DecodeConfig(backend="nvimgcodec"))
 
 
-def test_gpu_is_refused_with_the_way_out():
-    with pytest.raises(UserError, match="data.decode.device=cpu"):
-        make_decoder(DecodeConfig(device="gpu"))
-
-
 def test_threads_share_a_decoder(decoder):
     data = [GOOD["jpeg"], BAD["jpeg half"], GOOD["gif"], GOOD["webp"]] * 20
     alone = decoder.decode(data[:4])

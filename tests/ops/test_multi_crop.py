@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from skimage import data
 
+from webssl_fast.ops import crop_parameters as params
 from webssl_fast.ops import multi_crop as op
 from webssl_fast.records import CropRecipe
 
@@ -40,16 +41,18 @@ def sizes_of(images: list[torch.Tensor]) -> torch.Tensor:
 
 
 def draw(images: list[torch.Tensor], recipes=RECIPES, seed: int = 3, first_position: int = 0) -> torch.Tensor:
-    return op.draw_crop_parameters(sizes_of(images), recipes, seed, torch.arange(len(images)) + first_position)
+    return params.draw_crop_parameters(sizes_of(images), recipes, seed, torch.arange(len(images)) + first_position)
 
 
 def identity(height: int, width: int, **columns: float) -> torch.Tensor:
     """Parameters [1, 1, P] of a crop of the whole image that changes nothing, with `columns` set by name."""
-    parameters_BVP = torch.zeros(1, 1, op.NUM_PARAMETERS)
-    values = dict(HEIGHT=height, WIDTH=width, BRIGHTNESS=1, CONTRAST=1, SATURATION=1, SOLARIZE_THRESHOLD=op.NO_SOLARIZE)
-    parameters_BVP[..., op.ORDER : op.ORDER + 4] = torch.arange(4.0)
+    parameters_BVP = torch.zeros(1, 1, params.NUM_PARAMETERS)
+    values = dict(
+        HEIGHT=height, WIDTH=width, BRIGHTNESS=1, CONTRAST=1, SATURATION=1, SOLARIZE_THRESHOLD=params.NO_SOLARIZE
+    )
+    parameters_BVP[..., params.ORDER : params.ORDER + 4] = torch.arange(4.0)
     for name, value in (values | columns).items():
-        parameters_BVP[..., getattr(op, name)] = value
+        parameters_BVP[..., getattr(params, name)] = value
     return parameters_BVP
 
 
@@ -99,9 +102,9 @@ def test_matches_reference_on_large_images(height, width, flip):
 
 
 def test_accepts_an_empty_batch():
-    crops = op.multi_crop([], torch.empty(0, 5, op.NUM_PARAMETERS), SIZES_PX)
+    crops = op.multi_crop([], torch.empty(0, 5, params.NUM_PARAMETERS), SIZES_PX)
     assert [tuple(c.shape) for c in crops] == [(2, 0, 3, 64, 64), (3, 0, 3, 27, 27)]
-    assert draw([]).shape == (0, 5, op.NUM_PARAMETERS)
+    assert draw([]).shape == (0, 5, params.NUM_PARAMETERS)
 
 
 def test_accepts_non_contiguous_images(photographs):
@@ -167,7 +170,7 @@ def test_compiles_fullgraph(photographs):
 
 def test_forced_reference_is_used(photographs, monkeypatch):
     parameters_BVP = draw(photographs[:1], [LOCAL])
-    monkeypatch.setattr(op, "reference_forced", lambda: True)
+    monkeypatch.setattr(op._library, "reference_forced", lambda: True)
     (crops,) = op.multi_crop(photographs[:1], parameters_BVP, [27])
     assert torch.equal(crops, op.multi_crop_reference(photographs[:1], parameters_BVP, [27])[0])
 
@@ -193,28 +196,28 @@ def numpy_blur(pixels_SS3: np.ndarray, sigma: float) -> np.ndarray:
 
 def pillow_crop(image: torch.Tensor, row: list[float], size_px: int) -> np.ndarray:
     """A whole chain as torchvision's v1 transforms run it on Pillow images, uint8 between operations."""
-    top, left, height, width = row[op.TOP : op.WIDTH + 1]
+    top, left, height, width = row[params.TOP : params.WIDTH + 1]
     crop = Image.fromarray(image.numpy())
-    if row[op.READ_OUTSIDE]:
+    if row[params.READ_OUTSIDE]:
         crop = crop.resize((size_px, size_px), Image.BICUBIC, box=(left, top, left + width, top + height))
     else:
         crop = crop.crop((left, top, left + width, top + height)).resize((size_px, size_px), Image.BICUBIC)
-    if row[op.FLIP]:
+    if row[params.FLIP]:
         crop = crop.transpose(Image.FLIP_LEFT_RIGHT)
     steps = {
-        op.BRIGHTNESS_STEP: lambda x: ImageEnhance.Brightness(x).enhance(row[op.BRIGHTNESS]),
-        op.CONTRAST_STEP: lambda x: ImageEnhance.Contrast(x).enhance(row[op.CONTRAST]),
-        op.SATURATION_STEP: lambda x: ImageEnhance.Color(x).enhance(row[op.SATURATION]),
-        op.HUE_STEP: lambda x: pillow_hue(x, row[op.HUE]) if row[op.HUE] else x,
+        params.BRIGHTNESS_STEP: lambda x: ImageEnhance.Brightness(x).enhance(row[params.BRIGHTNESS]),
+        params.CONTRAST_STEP: lambda x: ImageEnhance.Contrast(x).enhance(row[params.CONTRAST]),
+        params.SATURATION_STEP: lambda x: ImageEnhance.Color(x).enhance(row[params.SATURATION]),
+        params.HUE_STEP: lambda x: pillow_hue(x, row[params.HUE]) if row[params.HUE] else x,
     }
-    for step in row[op.ORDER : op.ORDER + 4]:
+    for step in row[params.ORDER : params.ORDER + 4]:
         crop = steps[int(step)](crop)
-    if row[op.GRAYSCALE]:
+    if row[params.GRAYSCALE]:
         crop = crop.convert("L").convert("RGB")
-    if row[op.BLUR_SIGMA]:
-        crop = Image.fromarray(np.rint(numpy_blur(np.asarray(crop), row[op.BLUR_SIGMA])).astype(np.uint8))
-    if row[op.SOLARIZE_THRESHOLD] != op.NO_SOLARIZE:
-        crop = ImageOps.solarize(crop, int(row[op.SOLARIZE_THRESHOLD]))
+    if row[params.BLUR_SIGMA]:
+        crop = Image.fromarray(np.rint(numpy_blur(np.asarray(crop), row[params.BLUR_SIGMA])).astype(np.uint8))
+    if row[params.SOLARIZE_THRESHOLD] != params.NO_SOLARIZE:
+        crop = ImageOps.solarize(crop, int(row[params.SOLARIZE_THRESHOLD]))
     return np.asarray(crop).astype(np.float64)
 
 
@@ -302,7 +305,7 @@ def test_whole_chains_agree_with_pillow(photographs):
 @pytest.mark.parametrize("height, width", [(300, 451), (512, 90), (40, 300)])
 def test_center_crop_equals_resize_then_crop(photographs, height, width):
     image = photographs[0].repeat(1, 1, 1)[:height, :width].contiguous()
-    parameters_BVP = op.center_crop_parameters(sizes_of([image]), 56)
+    parameters_BVP = params.center_crop_parameters(sizes_of([image]), 56)
     resize_px, shorter = 64, min(height, width)
     resized_height, resized_width = (resize_px * side // shorter for side in (height, width))
     resized = Image.fromarray(image.numpy()).resize((resized_width, resized_height), Image.BICUBIC)
@@ -313,7 +316,7 @@ def test_center_crop_equals_resize_then_crop(photographs, height, width):
 
 def test_center_crop_without_resize_is_the_image(photographs):
     image = photographs[1][:98, :98].contiguous()
-    ours = pixels(image, op.center_crop_parameters(sizes_of([image]), 98, resize_px=98), 98)
+    ours = pixels(image, params.center_crop_parameters(sizes_of([image]), 98, resize_px=98), 98)
     np.testing.assert_allclose(ours, image.numpy(), atol=1e-3)
 
 
@@ -386,12 +389,12 @@ def test_rejects_bad_recipes(photographs, change, message):
 def test_rejects_bad_draw_arguments():
     sizes_B2, positions_B = torch.tensor([[3, 4]], dtype=torch.int32), torch.tensor([0])
     with pytest.raises(ValueError, match="image_sizes_B2 must be int32"):
-        op.draw_crop_parameters(sizes_B2.long(), RECIPES, 0, positions_B)
+        params.draw_crop_parameters(sizes_B2.long(), RECIPES, 0, positions_B)
     with pytest.raises(ValueError, match="image_sizes_B2 must be positive"):
-        op.draw_crop_parameters(sizes_B2 * 0, RECIPES, 0, positions_B)
+        params.draw_crop_parameters(sizes_B2 * 0, RECIPES, 0, positions_B)
     with pytest.raises(ValueError, match="positions_B must be int64"):
-        op.draw_crop_parameters(sizes_B2, RECIPES, 0, positions_B.int())
+        params.draw_crop_parameters(sizes_B2, RECIPES, 0, positions_B.int())
     with pytest.raises(ValueError, match="seed must be"):
-        op.draw_crop_parameters(sizes_B2, RECIPES, -1, positions_B)
+        params.draw_crop_parameters(sizes_B2, RECIPES, -1, positions_B)
     with pytest.raises(ValueError, match="size_px <= resize_px"):
-        op.center_crop_parameters(sizes_B2, 98, resize_px=64)
+        params.center_crop_parameters(sizes_B2, 98, resize_px=64)

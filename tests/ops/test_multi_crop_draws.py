@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.ops.test_multi_crop import GLOBAL, RECIPES
-from webssl_fast.ops import multi_crop as op
+from webssl_fast.ops import crop_parameters as params
 
 
 def philox4x32(key: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
@@ -57,7 +57,7 @@ def test_philox_known_answers():
 def test_draws_are_the_documented_function_of_their_counters(height, width):
     seed, positions = 2**63 + 12345, torch.tensor([0, 1, 2**32 + 5, 2**40])
     sizes_B2 = torch.tensor([[height, width]] * 4, dtype=torch.int32)
-    parameters_BVP = op.draw_crop_parameters(sizes_B2, RECIPES, seed, positions)
+    parameters_BVP = params.draw_crop_parameters(sizes_B2, RECIPES, seed, positions)
     for image, position in enumerate(positions.tolist()):
         for crop, recipe in enumerate(RECIPES):
 
@@ -66,37 +66,39 @@ def test_draws_are_the_documented_function_of_their_counters(height, width):
                 return [word / 2**32 for word in philox4x32(seed, counter)]
 
             row = parameters_BVP[image, crop].tolist()
-            assert tuple(row[op.TOP : op.WIDTH + 1]) == torchvision_box(height, width, recipe, uniforms)
-            assert row[op.FLIP] == (uniforms(10)[0] < 0.5)
+            assert tuple(row[params.TOP : params.WIDTH + 1]) == torchvision_box(height, width, recipe, uniforms)
+            assert row[params.FLIP] == (uniforms(10)[0] < 0.5)
             factors = [u * 2 - 1 for u in uniforms(12)]
             jitters = uniforms(11)[0] < 0.8
             for column, strength, neutral in zip(range(6, 10), (0.4, 0.4, 0.2, 0.1), (1, 1, 1, 0), strict=True):
                 expected = neutral + strength * factors[column - 6] if jitters else neutral
                 assert row[column] == pytest.approx(expected, abs=1e-6)
-            assert row[op.GRAYSCALE] == (uniforms(13)[0] < 0.2)
+            assert row[params.GRAYSCALE] == (uniforms(13)[0] < 0.2)
             blurs, sigma = uniforms(14)[0] < recipe.blur_probability, 0.1 + 1.9 * uniforms(14)[1]
-            assert row[op.BLUR_SIGMA] == pytest.approx(sigma if blurs else 0, abs=1e-6)
+            assert row[params.BLUR_SIGMA] == pytest.approx(sigma if blurs else 0, abs=1e-6)
             solarizes = uniforms(15)[0] < recipe.solarize_probability
-            assert row[op.SOLARIZE_THRESHOLD] == (128 if solarizes else op.NO_SOLARIZE)
+            assert row[params.SOLARIZE_THRESHOLD] == (128 if solarizes else params.NO_SOLARIZE)
 
 
 def test_draws_do_not_depend_on_the_batch():
     sizes_B2 = torch.tensor([[375, 500], [500, 333], [64, 64], [375, 500]], dtype=torch.int32)
     positions = torch.tensor([5, 900, 17, 6])
-    together = op.draw_crop_parameters(sizes_B2, RECIPES, 1, positions)
+    together = params.draw_crop_parameters(sizes_B2, RECIPES, 1, positions)
     shuffle = torch.tensor([2, 0, 3])
-    assert torch.equal(op.draw_crop_parameters(sizes_B2[shuffle], RECIPES, 1, positions[shuffle]), together[shuffle])
+    assert torch.equal(
+        params.draw_crop_parameters(sizes_B2[shuffle], RECIPES, 1, positions[shuffle]), together[shuffle]
+    )
     assert not torch.equal(together[0], together[3])
     assert not torch.equal(together[:, 2], together[:, 3])
-    assert not torch.equal(op.draw_crop_parameters(sizes_B2, RECIPES, 2, positions), together)
+    assert not torch.equal(params.draw_crop_parameters(sizes_B2, RECIPES, 2, positions), together)
 
 
 def test_an_operation_that_is_off_moves_no_other_draw():
     sizes_B2, positions = torch.tensor([[375, 500]] * 64, dtype=torch.int32), torch.arange(64)
-    full = op.draw_crop_parameters(sizes_B2, [GLOBAL], 1, positions)
-    quiet = op.draw_crop_parameters(sizes_B2, [replace(GLOBAL, jitter_probability=0.0)], 1, positions)
+    full = params.draw_crop_parameters(sizes_B2, [GLOBAL], 1, positions)
+    quiet = params.draw_crop_parameters(sizes_B2, [replace(GLOBAL, jitter_probability=0.0)], 1, positions)
     changed = (full != quiet).any(0)[0].nonzero().flatten().tolist()
-    assert changed == [op.BRIGHTNESS, op.CONTRAST, op.SATURATION, op.HUE]
+    assert changed == [params.BRIGHTNESS, params.CONTRAST, params.SATURATION, params.HUE]
 
 
 def kolmogorov_smirnov(a: np.ndarray, b: np.ndarray) -> float:
@@ -110,31 +112,31 @@ def kolmogorov_smirnov(a: np.ndarray, b: np.ndarray) -> float:
 def test_distribution_of_draws(height, width):
     num = 8000
     sizes_B2 = torch.tensor([[height, width]] * num, dtype=torch.int32)
-    drawn = op.draw_crop_parameters(sizes_B2, [GLOBAL], 11, torch.arange(num))[:, 0].double().numpy()
+    drawn = params.draw_crop_parameters(sizes_B2, [GLOBAL], 11, torch.arange(num))[:, 0].double().numpy()
     random = np.random.default_rng(0)
     boxes = np.array([torchvision_box(height, width, GLOBAL, lambda _: random.random(4)) for _ in range(num)])
-    top, left, box_height, box_width = drawn[:, : op.WIDTH + 1].T
-    jitters = drawn[:, op.BRIGHTNESS] != 1
+    top, left, box_height, box_width = drawn[:, : params.WIDTH + 1].T
+    jitters = drawn[:, params.BRIGHTNESS] != 1
     samples = {
         "area": (box_height * box_width, boxes[:, 2] * boxes[:, 3]),
         "ratio": (box_width / box_height, boxes[:, 3] / boxes[:, 2]),
         "top": (top, boxes[:, 0]),
         "left": (left, boxes[:, 1]),
-        "hue": (drawn[jitters, op.HUE], random.uniform(-0.1, 0.1, num)),
-        "brightness": (drawn[jitters, op.BRIGHTNESS], random.uniform(0.6, 1.4, num)),
-        "sigma": (drawn[drawn[:, op.BLUR_SIGMA] > 0, op.BLUR_SIGMA], random.uniform(0.1, 2.0, num)),
+        "hue": (drawn[jitters, params.HUE], random.uniform(-0.1, 0.1, num)),
+        "brightness": (drawn[jitters, params.BRIGHTNESS], random.uniform(0.6, 1.4, num)),
+        "sigma": (drawn[drawn[:, params.BLUR_SIGMA] > 0, params.BLUR_SIGMA], random.uniform(0.1, 2.0, num)),
     }
     for name, (ours, expected) in samples.items():
         assert kolmogorov_smirnov(ours, expected) < 2.2, name
     shares = {
-        "flip": (drawn[:, op.FLIP].mean(), 0.5),
+        "flip": (drawn[:, params.FLIP].mean(), 0.5),
         "jitter": (jitters.mean(), 0.8),
-        "grayscale": (drawn[:, op.GRAYSCALE].mean(), 0.2),
-        "blur": ((drawn[:, op.BLUR_SIGMA] > 0).mean(), 0.9),
-        "solarize": ((drawn[:, op.SOLARIZE_THRESHOLD] == 128).mean(), 0.2),
+        "grayscale": (drawn[:, params.GRAYSCALE].mean(), 0.2),
+        "blur": ((drawn[:, params.BLUR_SIGMA] > 0).mean(), 0.9),
+        "solarize": ((drawn[:, params.SOLARIZE_THRESHOLD] == 128).mean(), 0.2),
     }
     for name, (share, probability) in shares.items():
         assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / num), name
-    orders, counts = np.unique(drawn[:, op.ORDER : op.ORDER + 4], axis=0, return_counts=True)
+    orders, counts = np.unique(drawn[:, params.ORDER : params.ORDER + 4], axis=0, return_counts=True)
     assert len(orders) == 24
     assert ((counts - num / 24) ** 2 / (num / 24)).sum() < 60  # chi-squared, 23 degrees: 60 has probability 4e-5

@@ -11,8 +11,13 @@ MAX_DEFAULT_GROUP = 16
 def resolve(config: RunConfig, *, world_size: int, device: str) -> RunConfig:
     """The config with batch sizes, groups, device and prefetching filled in, for so many ranks on "cpu" or "cuda".
 
-    ConfigError where the batch does not divide; the message says which values would do.
+    ConfigError where the batch does not divide or the GPU decodes for the CPU; the message says which values would do.
     """
+    if config.data.decode.device == "gpu" and device == "cpu":
+        raise ConfigError(
+            f"data.decode.device is gpu, but this process computes on the CPU (train.device is {config.train.device}): "
+            "set data.decode.device=cpu, or run where there is a GPU"
+        )
     train = config.train
     batch = train.global_batch_size
     if batch % world_size:

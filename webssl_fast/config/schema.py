@@ -28,9 +28,16 @@ class DecodeConfig(Config):
     """JPEG, PNG, WebP, ... bytes to uint8 RGB."""
 
     backend: Literal["auto", "nvimgcodec", "pillow"] = "auto"  # auto: nvimgcodec (comes with DALI) where it imports
-    device: Literal["cpu", "gpu"] = "cpu"
+    device: Literal["cpu", "gpu"] = "cpu"  # gpu: JPEGs are decoded there, and images and crops stay there
+    hardware_share: Probability = 0.65  # device gpu: of the JPEGs, for the GPU's JPEG engine (DALI's default share)
     max_pixels: PositiveInt = 50_000_000  # read from the header, before anything is decoded
     apply_exif_orientation: bool = True
+
+    @model_validator(mode="after")
+    def _decodes_there(self):
+        if self.device == "gpu" and self.backend == "pillow":
+            raise ValueError("backend pillow decodes on the CPU; with device gpu set backend to auto or nvimgcodec")
+        return self
 
 
 class DataConfig(Config):

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from webssl_fast.ops.multi_crop import center_crop_parameters, draw_crop_parameters, multi_crop
+from webssl_fast.ops.crop_parameters import center_crop_parameters, draw_crop_parameters
+from webssl_fast.ops.multi_crop import multi_crop
 from webssl_fast.records import CropRecipe
 
 

@@ -21,6 +21,7 @@ from webssl_fast.config.schema import DataConfig
 from webssl_fast.data.bad_samples import BadSampleLog, BadShareLimit
 from webssl_fast.data.crops import evaluation_crop, training_crops
 from webssl_fast.data.decode import BadImage, make_decoder
+from webssl_fast.data.device_stream import DeviceStream
 from webssl_fast.data.index import Index
 from webssl_fast.data.order import positions_of, replacement_ids, sample_ids
 from webssl_fast.data.prefetch import Prefetcher
@@ -51,17 +52,21 @@ class _Loaded:
 
 
 class _ImageSource:
-    """Decoded images of samples, on a pool of threads."""
+    """Decoded images of samples, on a pool of threads. Where the decoder wants whole batches, the pool only reads."""
 
     def __init__(self, index: Index, config: DataConfig, num_threads: int):
         self._index = index
         self._reader = SampleReader()
-        self._decoder = make_decoder(config.decode)
+        self._decoder = make_decoder(config.decode, num_threads)
+        self.stream = DeviceStream(self._decoder.device)
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="webssl-data")
 
     def map_chunks(self, work: Callable[[np.ndarray], _Loaded], numbers_B: np.ndarray) -> _Loaded:
-        """`work` over chunks of an array, on the pool; results in the array's order."""
+        """`work` over chunks of an array, on the pool; results in the array's order. Whole and on the calling thread,
+        where the decoder wants whole batches."""
+        if self._decoder.whole_batches:
+            return work(numbers_B)
         chunk = min(_MAX_CHUNK, max(1, len(numbers_B) // (2 * self._num_threads)))
         loaded = _Loaded()
         for part in self._pool.map(work, [numbers_B[i : i + chunk] for i in range(0, len(numbers_B), chunk)]):
@@ -72,16 +77,16 @@ class _ImageSource:
 
     def load(self, ids_B: np.ndarray) -> list[Tensor | BadImage]:
         """uint8 [H, W, 3] of each sample, or why there is none; on the calling thread."""
-        results: list[Tensor | BadImage | None] = [None] * len(ids_B)
-        encoded = []
-        for i, sample_id in enumerate(ids_B.tolist()):
-            try:
-                encoded.append((i, self._reader.read(self._index.locate(sample_id))))
-            except OSError as error:
-                results[i] = BadImage(f"cannot be read: {error}")
-        for (i, _), image in zip(encoded, self._decoder.decode([data for _, data in encoded]), strict=True):
-            results[i] = image
-        return results  # type: ignore[return-value]  # every place is filled now
+        read = self._pool.map if self._decoder.whole_batches else map
+        files: list[bytes | BadImage] = list(read(self._read, ids_B.tolist()))
+        images = iter(self._decoder.decode([data for data in files if isinstance(data, bytes)]))
+        return [data if isinstance(data, BadImage) else next(images) for data in files]
+
+    def _read(self, sample_id: int) -> bytes | BadImage:
+        try:
+            return self._reader.read(self._index.locate(sample_id))
+        except OSError as error:
+            return BadImage(f"cannot be read: {error}")
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -136,7 +141,8 @@ class TrainLoader:
         self._prefetcher = Prefetcher(self._make_batch, self._following, prefetch_batches)
 
     def batch(self, step: int, micro_step: int = 0) -> Batch:
-        """A micro-batch, on the host. Any step may be asked for; the next in order is what is prefetched.
+        """A micro-batch on the host, its crops where images are decoded. Any step may be asked for; the next in order
+        is what is prefetched.
 
         Raises UserError where too large a share of the samples cannot be decoded.
         """
@@ -144,6 +150,7 @@ class TrainLoader:
         batch = self._prefetcher.get((step, micro_step))
         self.data_wait_seconds += time.perf_counter() - begin
         self._limit.count(batch.num_images, batch.num_bad)
+        self._source.stream.hand_over(batch.crops)
         return batch
 
     def close(self) -> None:
@@ -163,21 +170,23 @@ class TrainLoader:
 
     def _make_batch(self, key: tuple[int, int]) -> Batch:
         positions_B = positions_of(*key, *self._place)
-        loaded = self._source.map_chunks(self._load_positions, positions_B)
-        for sample_id, reason in loaded.bad:
-            self._log.add(sample_id, reason)
-        ids_B = np.array(loaded.sample_ids, np.int64)
-        batch = Batch(
-            positions=positions_B,
-            sample_ids=ids_B,
-            crops=training_crops(
+        with self._source.stream.work():
+            loaded = self._source.map_chunks(self._load_positions, positions_B)
+            crops = training_crops(
                 loaded.images,
                 positions_B,
                 self._recipes,
                 seed=self._seed,
                 dtype=self._dtype,
                 num_threads=self._num_threads,
-            ),
+            )
+        for sample_id, reason in loaded.bad:
+            self._log.add(sample_id, reason)
+        ids_B = np.array(loaded.sample_ids, np.int64)
+        batch = Batch(
+            positions=positions_B,
+            sample_ids=ids_B,
+            crops=crops,
             labels=torch.from_numpy(self._index.label(ids_B)),
             num_bad=int((ids_B != sample_ids(self._seed, len(self._index), positions_B)).sum()),
         )
@@ -210,7 +219,7 @@ class TrainLoader:
 
 
 class EvalBatch(NamedTuple):
-    images: Tensor  # [B, 3, S, S], normalised
+    images: Tensor  # [B, 3, S, S], normalised, where the images are decoded
     labels: Tensor  # int64 [B], -1 where a sample has none
     sample_ids: np.ndarray  # int64 [B]
 
@@ -249,21 +258,22 @@ class EvalLoader:
         self.num_bad = 0
         source = _ImageSource(self._index, self._config, self._num_threads)
         prefetcher = Prefetcher(
-            lambda number: source.map_chunks(lambda ids_B: self._load_ids(source, ids_B), self._numbered(number)),
+            lambda number: self._make_batch(source, number),
             lambda number: number + 1 if number + 1 < len(self) else None,
             self._prefetch_batches,
         )
         try:
             for number in range(len(self)):
-                loaded = prefetcher.get(number)
-                if loaded.bad and self.num_bad == 0:
-                    name, reason = self._index.name(loaded.bad[0][0]), loaded.bad[0][1]
+                batch, bad = prefetcher.get(number)
+                if bad and self.num_bad == 0:
+                    name, reason = self._index.name(bad[0][0]), bad[0][1]
                     logger.warning("evaluation leaves out what cannot be decoded, e.g. %s: %s", name, reason)
-                self.num_bad += len(loaded.bad)
-                if loaded.images:
-                    yield self._make_batch(loaded)
+                self.num_bad += len(bad)
+                source.stream.hand_over([batch.images])
+                if len(batch.sample_ids):
+                    yield batch
                 if self.num_bad == len(self._ids):
-                    sample_id, reason = loaded.bad[-1]
+                    sample_id, reason = bad[-1]
                     raise UserError(
                         f"none of the {self.num_bad} images of {self._index.source!r} can be decoded, e.g. "
                         f"{self._index.name(sample_id)!r}: {reason}"
@@ -271,9 +281,6 @@ class EvalLoader:
         finally:
             prefetcher.close()
             source.close()
-
-    def _numbered(self, number: int) -> np.ndarray:
-        return self._ids[number * self._batch_size : (number + 1) * self._batch_size]
 
     def _load_ids(self, source: _ImageSource, ids_B: np.ndarray) -> _Loaded:
         loaded = _Loaded()
@@ -285,7 +292,13 @@ class EvalLoader:
                 loaded.sample_ids.append(sample_id)
         return loaded
 
-    def _make_batch(self, loaded: _Loaded) -> EvalBatch:
+    def _make_batch(self, source: _ImageSource, number: int) -> tuple[EvalBatch, list[tuple[int, str]]]:
+        """The batch of what can be decoded, perhaps empty; what cannot, with reasons."""
+        numbered_B = self._ids[number * self._batch_size : (number + 1) * self._batch_size]
+        with source.stream.work():
+            loaded = source.map_chunks(lambda ids_B: self._load_ids(source, ids_B), numbered_B)
+            images_B3SS = evaluation_crop(
+                loaded.images, self._image_size_px, dtype=self._dtype, num_threads=self._num_threads
+            )
         ids_B = np.array(loaded.sample_ids, np.int64)
-        images = evaluation_crop(loaded.images, self._image_size_px, dtype=self._dtype, num_threads=self._num_threads)
-        return EvalBatch(images, torch.from_numpy(self._index.label(ids_B)), ids_B)
+        return EvalBatch(images_B3SS, torch.from_numpy(self._index.label(ids_B)), ids_B), loaded.bad

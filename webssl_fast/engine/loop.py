@@ -41,7 +41,8 @@ class Loader(Protocol):
     data_wait_seconds: float  # that `batch` made its callers wait, in total
 
     def batch(self, step: int, micro_step: int) -> Batch:
-        """This rank's micro-batch on the host. Steps are asked for in order, from the step that a run resumes at."""
+        """This rank's micro-batch on the host; crops may be on the device already. Steps are asked for in order, from
+        the step that a run resumes at."""
         ...
 
 

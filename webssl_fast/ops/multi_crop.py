@@ -1,8 +1,7 @@
 """Augmented crops of decoded images, as DINO trains on them (arXiv 2104.14294, section 3; arXiv 2304.07193).
 
-`draw_crop_parameters` draws what happens to each crop, `multi_crop` does it, so the two can be tested, logged and
-replayed apart. Each crop goes through, in this order: resampling of a box (antialiased bicubic), flip, color jitter,
-grayscale, Gaussian blur, solarisation, normalisation.
+`draw_crop_parameters` (in crop_parameters.py) says what happens to each crop, `multi_crop` does it, in this order:
+resampling of a box (antialiased bicubic), flip, color jitter, grayscale, Gaussian blur, solarisation, normalisation.
 
 Dimensions: B images, V crops of each image, P parameters of a crop, S crop size in pixels.
 """
@@ -10,29 +9,34 @@ Dimensions: B images, V crops of each image, P parameters of a crop, S crop size
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from webssl_fast.ops._library import LIBRARY, C, reference_forced
-from webssl_fast.records import CropRecipe
-
-# Columns of parameters_BVP; csrc/multi_crop/multi_crop_math.h has the same list.
-TOP, LEFT, HEIGHT, WIDTH = 0, 1, 2, 3  # the box, in pixels of the image; fractions are allowed
-READ_OUTSIDE = 4  # 1: the filter may read beyond the box (Pillow's resize(box=)); 0: crop first, then resize
-FLIP = 5  # 1: mirrored left to right
-BRIGHTNESS, CONTRAST, SATURATION = 6, 7, 8  # factors, 1 leaves the image as it is
-HUE = 9  # shift in turns, applied in whole 255ths as torchvision does; 0 leaves the image as it is
-ORDER = 10  # four columns: the places below, in the order in which they are applied
-GRAYSCALE = 14  # 1: replaced by its luma
-BLUR_SIGMA = 15  # in pixels of the crop, 0 for none
-SOLARIZE_THRESHOLD = 16  # pixels (0..255) from here on are inverted; NO_SOLARIZE for none
-NUM_PARAMETERS = 17
-
-BRIGHTNESS_STEP, CONTRAST_STEP, SATURATION_STEP, HUE_STEP = 0, 1, 2, 3  # values of the ORDER columns
-NO_SOLARIZE = 256.0
+from webssl_fast.ops import _library
+from webssl_fast.ops.crop_parameters import (
+    BLUR_SIGMA,
+    BRIGHTNESS,
+    BRIGHTNESS_STEP,
+    CONTRAST,
+    CONTRAST_STEP,
+    FLIP,
+    GRAYSCALE,
+    HEIGHT,
+    HUE,
+    LEFT,
+    ORDER,
+    READ_OUTSIDE,
+    SATURATION,
+    SATURATION_STEP,
+    SOLARIZE_THRESHOLD,
+    TOP,
+    WIDTH,
+    check_parameters,
+    describe,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,75 +44,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _ROUNDED_DOWN = 0.5  # what rounding down to an integer costs on average
 _BLUR_RADIUS = 4  # DINO's GaussianBlur has nine taps at every crop size
 _OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
-
-
-def draw_crop_parameters(
-    image_sizes_B2: Tensor, recipes: Sequence[CropRecipe], seed: int, positions_B: Tensor
-) -> Tensor:
-    """Draws the parameters of every crop of every image: fp32 [B, V, P], columns as the constants of this module.
-
-    A row is a pure function of (seed, position, crop index) and of that image's size and recipe: it does not depend on
-    the other images of the batch. Each operation has a Philox4x32-10 counter of its own, (position low and high word,
-    crop index, operation number) under the key `seed`, so a recipe that turns an operation off moves no other draw.
-
-    Boxes follow torchvision's RandomResizedCrop (ten tries of a uniform area and a log-uniform aspect ratio with
-    integer sides, then the largest centered box of an allowed ratio); factors follow its ColorJitter.
-
-    image_sizes_B2  int32 [B, 2], (height, width) in pixels, CPU
-    recipes         one for each crop
-    seed            0 <= seed < 2**64
-    positions_B     int64 [B], place of each image in the global order, CPU
-    Raises ValueError for anything else.
-    """
-    _check_image_sizes(image_sizes_B2)
-    num_images = image_sizes_B2.shape[0]
-    if positions_B.dtype != torch.int64 or positions_B.shape != (num_images,) or positions_B.device.type != "cpu":
-        raise ValueError(f"positions_B must be int64 [{num_images}] on the CPU, got {_describe(positions_B)}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
-    for index, recipe in enumerate(recipes):
-        recipe.check(f"recipes[{index}]")
-    recipes_VR = torch.tensor([_recipe_row(recipe) for recipe in recipes], dtype=torch.float64)
-    image_sizes_B2, positions_B = image_sizes_B2.contiguous(), positions_B.contiguous()
-    parameters_BVP = torch.empty(num_images, len(recipes), NUM_PARAMETERS)
-    C.draw_crop_parameters(
-        image_sizes_B2.data_ptr(), recipes_VR.data_ptr(), seed, positions_B.data_ptr(),
-        num_images, len(recipes), parameters_BVP.data_ptr(),
-    )  # fmt: skip
-    return parameters_BVP
-
-
-def center_crop_parameters(image_sizes_B2: Tensor, size_px: int, resize_px: int | None = None) -> Tensor:
-    """Parameters of the deterministic evaluation crop, fp32 [B, 1, P]: no random draw, colors as they are.
-
-    The same pixels as resizing the shorter side to `resize_px` (default: size_px * 256 / 224) and cutting the central
-    size_px x size_px square, as torchvision's Resize and CenterCrop place it, but as ONE resampling: the box is that
-    square traced back to the image, so sides may be fractions of a pixel, and the filter reads around it.
-
-    image_sizes_B2  int32 [B, 2], (height, width) in pixels, CPU
-    Raises ValueError where resize_px < size_px.
-    """
-    _check_image_sizes(image_sizes_B2)
-    resize_px = round(size_px * 256 / 224) if resize_px is None else resize_px
-    if size_px < 1 or resize_px < size_px:
-        raise ValueError(f"need 1 <= size_px <= resize_px, got size_px={size_px}, resize_px={resize_px}")
-    rows = []
-    for height, width in image_sizes_B2.tolist():
-        shorter = min(height, width)
-        box = []
-        for side in (height, width):
-            resized = resize_px if side == shorter else int(resize_px * side / shorter)
-            box.append((round((resized - size_px) / 2) * side / resized, size_px * side / resized))
-        (top, box_height), (left, box_width) = box
-        rows.append([top, left, box_height, box_width])
-    parameters_BVP = torch.zeros(len(rows), 1, NUM_PARAMETERS)
-    if rows:
-        parameters_BVP[:, 0, TOP : WIDTH + 1] = torch.tensor(rows)
-    parameters_BVP[..., READ_OUTSIDE] = 1
-    parameters_BVP[..., BRIGHTNESS : SATURATION + 1] = 1
-    parameters_BVP[..., ORDER : ORDER + 4] = torch.arange(4.0)
-    parameters_BVP[..., SOLARIZE_THRESHOLD] = NO_SOLARIZE
-    return parameters_BVP
 
 
 def multi_crop(
@@ -123,13 +58,17 @@ def multi_crop(
 ) -> list[Tensor]:
     """Cuts and augments V crops of each image: one tensor [V_g, B, 3, S, S] for each run of equal `sizes_px`.
 
-    images          B tensors, uint8 [height, width, 3] (RGB), CPU, any strides (others than contiguous are copied)
+    images          B tensors, uint8 [height, width, 3] (RGB), all on the CPU or all on one GPU, where the crops will be
+                    too; any strides (others than contiguous are copied)
     parameters_BVP  fp32 [B, V, P], CPU; from draw_crop_parameters or center_crop_parameters
     sizes_px        V crop sizes S in pixels
     mean, std       of each channel, for pixels in [0, 1]
     dtype           of the result: torch.float32 or torch.bfloat16
-    num_threads     0: as many as torch.get_num_threads(). The result does not depend on it, bit for bit.
-    Raises ValueError for anything else. There is no gradient.
+    num_threads     on the CPU; 0: as many as torch.get_num_threads(). The result does not depend on it, bit for bit.
+    Raises ValueError for anything else, on a GPU also for more than 64 crops of an image; NotImplementedError for
+    images on a GPU in a build without CUDA kernels. There is no gradient. On a GPU the work is enqueued on the current
+    stream and not waited for, in two launches for every 32 MiB of fp32 pixels; the result is deterministic, and differs
+    from the CPU's by rounding errors of fp32.
 
     Each operation is the one that torchvision's v1 transforms do on Pillow images, with these differences. Pixels are
     floats from the resampling to the normalisation, where Pillow rounds to uint8 after each operation. Where Pillow
@@ -147,9 +86,9 @@ def multi_crop(
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     if num_threads < 0:
         raise ValueError(f"num_threads must be 0 (torch's own number) or positive, got {num_threads}")
-    _check_parameters(parameters_BVP, images, sizes_px)
+    check_parameters(parameters_BVP, images, sizes_px)
     images = [image.contiguous() for image in images]
-    if reference_forced():
+    if _library.reference_forced():
         return multi_crop_reference(images, parameters_BVP, sizes_px, mean=mean, std=std, dtype=dtype)
     num_threads = num_threads or torch.get_num_threads()
     return torch.ops.webssl.multi_crop(
@@ -170,6 +109,18 @@ def multi_crop_reference(
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """`multi_crop` written from the definitions in fp64, one crop at a time; slow."""
+    with torch.device(_device_of(images)):
+        return _reference_groups(images, parameters_BVP, sizes_px, mean, std, dtype)
+
+
+def _reference_groups(
+    images: Sequence[Tensor],
+    parameters_BVP: Tensor,
+    sizes_px: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> list[Tensor]:
     mean_3, std_3 = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     crops_VB = [
         [
@@ -275,51 +226,77 @@ def _gaussian_blur(crop: Tensor, sigma: float) -> Tensor:
 
 # ---------------------------------------------------------------- op
 
-LIBRARY.define(
+_library.LIBRARY.define(
     "multi_crop(Tensor[] images, Tensor parameters_BVP, int[] sizes_px, float[] mean, float[] std, ScalarType dtype, "
     "int num_threads) -> Tensor[]"
 )
 
 
-def _empty_groups(
-    images: Sequence[Tensor], parameters_BVP: Tensor, sizes_px: Sequence[int], dtype: torch.dtype
+def _multi_crop_fake(
+    images: Sequence[Tensor],
+    parameters_BVP: Tensor,
+    sizes_px: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    num_threads: int,
 ) -> list[Tensor]:
+    device = _device_of(images)
     return [
-        parameters_BVP.new_empty((stop - start, len(images), 3, sizes_px[start], sizes_px[start]), dtype=dtype)
+        parameters_BVP.new_empty(
+            (stop - start, len(images), 3, sizes_px[start], sizes_px[start]), dtype=dtype, device=device
+        )
         for start, stop in _runs_of_equal(sizes_px)
     ]
 
 
-def _multi_crop_cpu(
-    images: list[Tensor],
-    parameters_BVP: Tensor,
-    sizes_px: list[int],
-    mean: list[float],
-    std: list[float],
-    dtype: torch.dtype,
-    num_threads: int,
-) -> list[Tensor]:
-    groups = _empty_groups(images, parameters_BVP, sizes_px, dtype)
+def _run(kernel: Callable, arguments: tuple, *last_arguments: int) -> list[Tensor]:
+    """Calls the kernel of the CPU, whose last argument is a number of threads, or of CUDA: a workspace, a stream."""
+    images, parameters_BVP, sizes_px, mean, std, dtype, _ = arguments
+    groups = _multi_crop_fake(*arguments)
+    tables = (
+        torch.tensor([image.data_ptr() for image in images], dtype=torch.int64),
+        torch.tensor([image.shape[:2] for image in images], dtype=torch.int32),
+        parameters_BVP,
+    )
+    tables_of_images = [_beside(images, table) for table in tables]
     # Names keep the arrays alive until the kernel returns.
-    image_pointers_B = torch.tensor([image.data_ptr() for image in images], dtype=torch.int64)
-    image_sizes_B2 = torch.tensor([image.shape[:2] for image in images], dtype=torch.int32)
     crop_pointers_V = torch.tensor([crops_B.data_ptr() for group in groups for crops_B in group], dtype=torch.int64)
     sizes_px_V = torch.tensor(sizes_px, dtype=torch.int32)
     mean_3, std_3 = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
-    C.multi_crop_cpu(
-        image_pointers_B.data_ptr(), image_sizes_B2.data_ptr(), parameters_BVP.data_ptr(), sizes_px_V.data_ptr(),
-        crop_pointers_V.data_ptr(), len(images), len(sizes_px), mean_3.data_ptr(), std_3.data_ptr(),
-        dtype == torch.bfloat16, num_threads,
+    kernel(
+        *(table.data_ptr() for table in tables_of_images), sizes_px_V.data_ptr(), crop_pointers_V.data_ptr(),
+        len(images), len(sizes_px), mean_3.data_ptr(), std_3.data_ptr(), dtype == torch.bfloat16, *last_arguments,
     )  # fmt: skip
     return groups
 
 
-LIBRARY.impl("multi_crop", _multi_crop_cpu, "CPU")
+def _multi_crop_cpu(*arguments) -> list[Tensor]:
+    return _run(_library.C.multi_crop_cpu, arguments, arguments[-1])
 
 
-@torch.library.register_fake("webssl::multi_crop", lib=LIBRARY)
-def _multi_crop_fake(images, parameters_BVP, sizes_px, mean, std, dtype, num_threads):
-    return _empty_groups(images, parameters_BVP, sizes_px, dtype)
+def _multi_crop_cuda(*arguments) -> list[Tensor]:
+    kernel = _library.cuda_kernel("multi_crop_cuda")
+    images, sizes_px_V = arguments[0], torch.tensor(arguments[2], dtype=torch.int32)
+    num_floats = _library.C.multi_crop_workspace_floats_cuda(sizes_px_V.data_ptr(), len(images), len(sizes_px_V))
+    with _library.cuda_stream(_device_of(images)) as stream:
+        workspace = torch.empty(num_floats, dtype=torch.float32, device=_device_of(images))
+        return _run(kernel, arguments, workspace.data_ptr(), num_floats, stream)
+
+
+def _device_of(images: Sequence[Tensor]) -> torch.device:
+    return images[0].device if images else torch.device("cpu")
+
+
+def _beside(images: Sequence[Tensor], table: Tensor) -> Tensor:
+    """A host table where the images are; from pinned memory, so that the host does not wait for the stream."""
+    device = _device_of(images)
+    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
+
+
+torch.library.register_fake("webssl::multi_crop", _multi_crop_fake, lib=_library.LIBRARY)
+_library.LIBRARY.impl("multi_crop", _multi_crop_cpu, "CPU")
+_library.LIBRARY.impl("multi_crop", _multi_crop_cuda, "CUDA")
 
 
 # ---------------------------------------------------------------- checks
@@ -331,65 +308,17 @@ def _runs_of_equal(values: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(values)], strict=True))
 
 
-def _recipe_row(recipe: CropRecipe) -> list[float]:
-    """The fields of `Recipe` in csrc/multi_crop/multi_crop_math.h, in order."""
-    return [
-        *recipe.scale, *recipe.ratio, recipe.flip_probability,
-        recipe.jitter_probability, recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue,
-        recipe.grayscale_probability, recipe.blur_probability, *recipe.blur_sigma,
-        recipe.solarize_probability, recipe.solarize_threshold,
-    ]  # fmt: skip
-
-
-def _describe(x: Tensor) -> str:
-    return f"{x.dtype} {list(x.shape)} on {x.device}"
-
-
-def _check_image_sizes(image_sizes_B2: Tensor) -> None:
-    x = image_sizes_B2
-    if x.dtype != torch.int32 or x.dim() != 2 or x.shape[1] != 2 or x.device.type != "cpu":
-        raise ValueError(f"image_sizes_B2 must be int32 [B, 2] (height, width) on the CPU, got {_describe(x)}")
-    if x.numel() and x.min() < 1:
-        raise ValueError(f"image_sizes_B2 must be positive, got {x[(x < 1).any(1)][0].tolist()} (height, width)")
-
-
 def _check_images(images: Sequence[Tensor]) -> None:
     for index, image in enumerate(images):
-        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or image.device.type != "cpu":
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3:
             raise ValueError(
-                f"images[{index}] must be uint8 [height, width, 3] on the CPU, got {_describe(image)}; "
+                f"images[{index}] must be uint8 [height, width, 3], got {describe(image)}; "
                 "decode to RGB and move the channels last first"
+            )
+        if image.device.type not in ("cpu", "cuda") or image.device != images[0].device:
+            raise ValueError(
+                f"images must all be on the CPU or all on one GPU; images[0] is on {images[0].device}, "
+                f"images[{index}] on {image.device}: move them to one device first"
             )
         if image.numel() == 0:
             raise ValueError(f"images[{index}] has no pixels: {list(image.shape)}")
-
-
-def _check_parameters(parameters_BVP: Tensor, images: Sequence[Tensor], sizes_px: Sequence[int]) -> None:
-    if any(size_px < 1 for size_px in sizes_px):
-        raise ValueError(f"sizes_px must be positive, got {list(sizes_px)}")
-    x, shape = parameters_BVP, (len(images), len(sizes_px), NUM_PARAMETERS)
-    if x.dtype != torch.float32 or tuple(x.shape) != shape or x.device.type != "cpu":
-        raise ValueError(
-            f"parameters_BVP must be float32 {list(shape)} (images, crops, parameters) on the CPU, got {_describe(x)}"
-        )
-    if x.numel() == 0:
-        return
-    image_ends_B12 = torch.tensor([image.shape[:2] for image in images])[:, None, :]
-    begins, lengths = x[..., TOP : LEFT + 1], x[..., HEIGHT : WIDTH + 1]
-    rounding_px = 1e-6 * image_ends_B12
-    requirements = (
-        (x.isfinite().all(-1), "finite values"),
-        (((begins >= 0) & (lengths > 0)).all(-1), "boxes with top, left >= 0 and height, width > 0"),
-        ((begins + lengths <= image_ends_B12 + rounding_px).all(-1), "boxes inside their image"),
-        ((x[..., BRIGHTNESS : SATURATION + 1] >= 0).all(-1), "brightness, contrast and saturation factors >= 0"),
-        (x[..., HUE].abs() <= 1, "a hue shift in [-1, 1] turns"),
-        ((x[..., ORDER : ORDER + 4].sort(-1).values == torch.arange(4)).all(-1), "an order that is a permutation"),
-        (x[..., BLUR_SIGMA] >= 0, "a blur sigma >= 0"),
-    )
-    for holds_BV, what in requirements:
-        if not holds_BV.all():
-            image, crop = (~holds_BV).nonzero()[0].tolist()
-            raise ValueError(
-                f"parameters_BVP needs {what}; crop {crop} of image {image} "
-                f"({list(images[image].shape[:2])} pixels) has {x[image, crop].tolist()}"
-            )

@@ -35,7 +35,8 @@ def report(run_dir: Path, output: Path | None = None, images: Path | None = None
     pictures: list[FeaturePicture] = []
     encoder_parameters = None
     if config_path.is_file():
-        config = resolve(load_config(config_path), world_size=1, device="cpu")
+        on_cpu = ["data.decode.device=cpu"]  # the report is made on any machine
+        config = resolve(load_config(config_path, on_cpu), world_size=1, device="cpu")
         encoder_parameters = num_parameters(describe_method(config).encoder())
         try:
             pictures = _pictures(config, run_dir, images)
