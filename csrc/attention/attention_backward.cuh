@@ -44,8 +44,8 @@ struct BackwardShared {
   __device__ float* log2_sum_exp() const { return products() + kMaxRows; }
   __device__ Bfloat16* keys() const { return reinterpret_cast<Bfloat16*>(log2_sum_exp() + kMaxRows); }
   __device__ Bfloat16* values() const { return keys() + padded_length(length) * kHeadWidth; }
-  // Of the last warp's second tile of keys, where it has one: dK and dV as its lanes hold them.
-  __device__ float4* second_grads() const {
+  // Of the tile of keys that no warp owns: its scores, as a warp's lanes hold them.
+  __device__ float4* last_scores() const {
     return reinterpret_cast<float4*>(values() + padded_length(length) * kHeadWidth);
   }
 };
@@ -69,10 +69,10 @@ struct ScoreTile {
     const Tiles keys{shared.keys()}, values{shared.values()};
     const Tiles queries{shared.queries(query_tile)}, grad_out{shared.grad_out(query_tile)};
     const int first_key = key_tile * kTile;
-#pragma unroll 4
+#pragma unroll 2
     for (int step = 0; step < kHeadWidth / kTile; ++step) {
       uint32_t a[4], b[4];
-      __syncwarp();
+      __syncwarp();  // or the compiler loads so much ahead that registers do not suffice
       keys.rows_are_m(a, first_key, 2 * step);
       queries.rows_are_n(b, 0, 2 * step);
       multiply_16x16(probability[0], probability[1], a, b);
@@ -104,11 +104,8 @@ struct ScoreTile {
     }
   }
 
-  // With D of the queries, each in the lane of its number: dP becomes dS. It goes to shared memory, in bf16, as rows of
-  // keys.
-  __device__ void finish(const Shared& shared, int key_tile, float mean_of_query, uint32_t (&rounded_probability)[4],
-                         uint32_t (&rounded)[4]) {
-    round_to_fragment(rounded_probability, probability[0], probability[1]);
+  // With D of the queries, each in the lane of its number: dP becomes dS. Both matrices rounded for the next products.
+  __device__ void finish(float mean_of_query, uint32_t (&rounded_probability)[4], uint32_t (&rounded_grad)[4]) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -118,12 +115,23 @@ struct ScoreTile {
         grad[n][i + 2] = probability[n][i + 2] * (grad[n][i + 2] - mean);
       }
     }
-    round_to_fragment(rounded, grad[0], grad[1]);
-    const int row = key_tile * kTile + lane_index() / 4;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      auto* const destination = shared.grad_scores() + chunk_offset<2>(row + j % 2 * 8, j / 2) + lane_index() % 4 * 2;
-      *reinterpret_cast<uint32_t*>(destination) = rounded[j];
+    round_to_fragment(rounded_probability, probability[0], probability[1]);
+    round_to_fragment(rounded_grad, grad[0], grad[1]);
+  }
+
+  // For a warp that does not make them itself, and by it.
+  __device__ void save(float4* shared) const {
+    for (int n = 0; n < 2; ++n) {
+      shared[(2 * n) * 32 + lane_index()] =
+          make_float4(probability[n][0], probability[n][1], probability[n][2], probability[n][3]);
+      shared[(2 * n + 1) * 32 + lane_index()] = make_float4(grad[n][0], grad[n][1], grad[n][2], grad[n][3]);
+    }
+  }
+  __device__ void load(const float4* shared) {
+    for (int n = 0; n < 2; ++n) {
+      const float4 p = shared[(2 * n) * 32 + lane_index()], g = shared[(2 * n + 1) * 32 + lane_index()];
+      probability[n][0] = p.x, probability[n][1] = p.y, probability[n][2] = p.z, probability[n][3] = p.w;
+      grad[n][0] = g.x, grad[n][1] = g.y, grad[n][2] = g.z, grad[n][3] = g.w;
     }
   }
 
@@ -131,6 +139,17 @@ struct ScoreTile {
   // The query that element i of product n stands for.
   __device__ static int column(int n, int i) { return n * 8 + lane_index() % 4 * 2 + i % 2; }
 };
+
+// Keeps a tile's dS, in bf16, as rows of keys.
+template <typename Shared>
+__device__ void share_grad_scores(const Shared& shared, int key_tile, const uint32_t (&rounded)[4]) {
+  const int row = key_tile * kTile + lane_index() / 4;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    auto* const destination = shared.grad_scores() + chunk_offset<2>(row + j % 2 * 8, j / 2) + lane_index() % 4 * 2;
+    *reinterpret_cast<uint32_t*>(destination) = rounded[j];
+  }
+}
 
 // D of the queries of a tile, from the products of all tiles of keys: of query lane % 16. The halves of the warp take
 // every second tile each.
@@ -158,7 +177,7 @@ __device__ void grad_queries(const Shared& shared, Bfloat16* grad_q, int stride,
       keys.columns_are_n(b, key_tile * kTile, first_column / 8 + 2 * c);
       multiply_16x16(sum[0], sum[1], a, b);
     };
-#pragma unroll 1
+#pragma unroll 2
     for (int key_tile = 0; key_tile + 1 < num_key_tiles; key_tile += 2) {
       add(even, key_tile);
       add(odd, key_tile + 1);
@@ -177,14 +196,12 @@ __device__ void grad_queries(const Shared& shared, Bfloat16* grad_q, int stride,
 template <int kHeadWidth, int kColumns>
 __global__ void __launch_bounds__(max_backward_warps(kColumns) * 32) backward_kernel(BackwardParams params) {
   constexpr int kSteps = kColumns / kTile;
-  constexpr bool kSecondTile = max_backward_tiles(kColumns) > max_backward_warps(kColumns);
   using Shared = BackwardShared<kHeadWidth, kColumns>;
   using Rows = HeadRows<kHeadWidth, kHeadWidth / kColumns>;
   using Scores = ScoreTile<kHeadWidth, Shared>;
   if (sequence_of_block(blockIdx.y, blockIdx.z) >= params.num_sequences) return;
   const Shared shared{params.length};
   const int length = params.length, tiles = num_tiles(length);
-  const bool has_second = kSecondTile && num_warps() < tiles && warp_index() == num_warps() - 1;
   const auto copy_queries = [&](int tile) {
     const Rows rows(length, params.num_heads);
     const int first = tile * kTile;
@@ -199,10 +216,6 @@ __global__ void __launch_bounds__(max_backward_warps(kColumns) * 32) backward_ke
     grad_queries<kHeadWidth, kColumns>(shared, rows.qkv(params.grad_qkv_T3Hd, 0, tile * kTile), rows.qkv_stride(),
                                        min(kTile, length - tile * kTile), tiles, rows.part * kColumns, params.scale);
   };
-  // Sixteen columns of dK (0) or dV (1) of the last warp's second tile, of which a lane has two float4.
-  const auto second_grad = [&](int which, int step) {
-    return shared.second_grads() + ((which * kSteps + step) * 2) * 32 + lane_index();
-  };
   {
     const Rows rows(length, params.num_heads);
     copy_rows<kHeadWidth>(shared.keys(), rows.qkv(params.qkv_T3Hd, 1, 0), rows.qkv_stride(), 0, tiles * kTile, length);
@@ -214,10 +227,17 @@ __global__ void __launch_bounds__(max_backward_warps(kColumns) * 32) backward_ke
     for (int i = static_cast<int>(threadIdx.x); i < tiles * kTile; i += num_threads()) {
       shared.log2_sum_exp()[i] = i < length ? log_sum_exp[i] * kLog2E : INFINITY;
     }
-    for (int i = 0; has_second && i < 4 * kSteps; ++i) second_grad(0, 0)[i * 32] = make_float4(0, 0, 0, 0);
   }
 
+  // A 17th tile of keys has no warp: one makes its scores (not one of the first, which make dq), and the last kSteps
+  // make 16 columns each of its dK and dV.
+  constexpr bool kMayHaveLastTile = max_backward_tiles(kColumns) > max_backward_warps(kColumns);
+  const bool has_last_tile = kMayHaveLastTile && tiles > num_warps();
+  const auto scores_last_tile = [&] { return has_last_tile && warp_index() == num_warps() - kSteps - 1; };
+  const auto step_of_last_tile = [&] { return has_last_tile ? warp_index() - (num_warps() - kSteps) : -1; };
+
   float grad_k[2 * kSteps][4] = {}, grad_v[2 * kSteps][4] = {};
+  float last_grad_k[2][4] = {}, last_grad_v[2][4] = {};
 #pragma unroll 1
   for (int tile = 0;; ++tile) {
     async_copy_wait<0>();
@@ -225,10 +245,11 @@ __global__ void __launch_bounds__(max_backward_warps(kColumns) * 32) backward_ke
     if (tile + 1 < tiles) copy_queries(tile + 1);
     if (tile > 0) write_grad_queries(tile - 1);
     if (tile == tiles) break;
-    if (has_second) {
-      Scores second;  // made twice, since there are no registers to keep it
-      second.compute(shared, num_warps(), tile, params.scale * kLog2E);
-      second.share_products(shared, num_warps());
+    if (scores_last_tile()) {
+      Scores scores;
+      scores.compute(shared, num_warps(), tile, params.scale * kLog2E);
+      scores.share_products(shared, num_warps());
+      scores.save(shared.last_scores());
     }
     Scores scores;
     scores.compute(shared, warp_index(), tile, params.scale * kLog2E);
@@ -239,52 +260,40 @@ __global__ void __launch_bounds__(max_backward_warps(kColumns) * 32) backward_ke
     const int first_chunk = Rows(length, params.num_heads).part * kColumns / 8;
     const float mean = mean_grad(shared, tiles);
     uint32_t probability[4], grad_score[4], b[4];
-    scores.finish(shared, warp_index(), mean, probability, grad_score);
+    scores.finish(mean, probability, grad_score);
+    share_grad_scores(shared, warp_index(), grad_score);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      __syncwarp();
+      __syncwarp();  // or the compiler loads so much ahead that registers do not suffice
       grad_outs.columns_are_n(b, 0, first_chunk + 2 * step);
       multiply_16x16(grad_v[2 * step], grad_v[2 * step + 1], probability, b);
       queries.columns_are_n(b, 0, first_chunk + 2 * step);
       multiply_16x16(grad_k[2 * step], grad_k[2 * step + 1], grad_score, b);
     }
-    if (!has_second) continue;
-    Scores second;
-    second.compute(shared, num_warps(), tile, params.scale * kLog2E);
-    second.finish(shared, num_warps(), mean, probability, grad_score);
-    const auto add = [&](float4* sum, const uint32_t (&a)[4]) {
-      float left[4] = {sum[0].x, sum[0].y, sum[0].z, sum[0].w};
-      float right[4] = {sum[32].x, sum[32].y, sum[32].z, sum[32].w};
-      multiply_16x16(left, right, a, b);
-      sum[0] = make_float4(left[0], left[1], left[2], left[3]);
-      sum[32] = make_float4(right[0], right[1], right[2], right[3]);
-    };
-#pragma unroll 2
-    for (int step = 0; step < kSteps; ++step) {
-      __syncwarp();
-      grad_outs.columns_are_n(b, 0, first_chunk + 2 * step);
-      add(second_grad(1, step), probability);
-      queries.columns_are_n(b, 0, first_chunk + 2 * step);
-      add(second_grad(0, step), grad_score);
-    }
+    if (step_of_last_tile() < 0) continue;
+    scores.load(shared.last_scores());
+    scores.finish(mean, probability, grad_score);
+    if (step_of_last_tile() == 0) share_grad_scores(shared, num_warps(), grad_score);
+    grad_outs.columns_are_n(b, 0, first_chunk + 2 * step_of_last_tile());
+    multiply_16x16(last_grad_v[0], last_grad_v[1], probability, b);
+    queries.columns_are_n(b, 0, first_chunk + 2 * step_of_last_tile());
+    multiply_16x16(last_grad_k[0], last_grad_k[1], grad_score, b);
   }
 
-  const Rows rows(length, params.num_heads);
   const auto write = [&](int which, int key_tile, int step, const float (&left)[4], const float (&right)[4]) {
-    auto* const out = rows.qkv(params.grad_qkv_T3Hd, 1 + which, key_tile * kTile) + rows.part * kColumns + step * kTile;
-    const float scale = which == 0 ? params.scale : 1.0f;
+    const Rows rows(length, params.num_heads);
+    auto* const out = rows.qkv(params.grad_qkv_T3Hd, which, key_tile * kTile) + rows.part * kColumns + step * kTile;
+    const float scale = which == 1 ? params.scale : 1.0f;
     store_tile(out, rows.qkv_stride(), length - key_tile * kTile, left, right, scale, scale);
   };
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
-    write(0, warp_index(), step, grad_k[2 * step], grad_k[2 * step + 1]);
-    write(1, warp_index(), step, grad_v[2 * step], grad_v[2 * step + 1]);
+    write(1, warp_index(), step, grad_k[2 * step], grad_k[2 * step + 1]);
+    write(2, warp_index(), step, grad_v[2 * step], grad_v[2 * step + 1]);
   }
-  for (int i = 0; has_second && i < 2 * kSteps; ++i) {
-    const float4 *const left = second_grad(0, i), *const right = left + 32;
-    write(i / kSteps, num_warps(), i % kSteps, {left->x, left->y, left->z, left->w},
-          {right->x, right->y, right->z, right->w});
-  }
+  if (step_of_last_tile() < 0) return;
+  write(1, num_warps(), step_of_last_tile(), last_grad_k[0], last_grad_k[1]);
+  write(2, num_warps(), step_of_last_tile(), last_grad_v[0], last_grad_v[1]);
 }
 
 }  // namespace webssl::attention

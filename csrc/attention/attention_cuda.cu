@@ -15,7 +15,7 @@ namespace {
 // Throws for a group that no kernel takes: Python checks as well, but a kernel must never be reached with such sizes.
 void check_group(int64_t num_sequences, int64_t length, int64_t num_heads, int64_t head_width) {
   if (length < 1 || length > kMaxLength || (head_width != 64 && head_width != 128) || num_sequences < 0 ||
-      num_heads < 1) {
+      num_heads < 1 || 3 * num_heads * head_width > std::numeric_limits<int>::max()) {
     throw std::invalid_argument("attention: " + std::to_string(num_sequences) + " sequences of " +
                                 std::to_string(length) + " tokens, " + std::to_string(num_heads) + " heads of width " +
                                 std::to_string(head_width) + "; lengths are 1 to " + std::to_string(kMaxLength) +

@@ -75,8 +75,7 @@ WEBSSL_HD int forward_shared_bytes(int length, int head_width) { return 2 * padd
 
 // A warp of the backward keeps dK and dV of 16 keys in registers: 64 of them at 64 columns, 128 at 128. There is room
 // for 16 and for 8 such warps. So longer sequences of width 128 go to two blocks, which share the columns of the
-// gradients and each make the scores anew; and the 17th tile of keys is the last warp's second, with dK and dV in
-// shared memory.
+// gradients and each make the scores anew; and dK and dV of a 17th tile of keys are shared out over several warps.
 constexpr WEBSSL_HD int max_backward_warps(int columns) { return columns == 64 ? 16 : 8; }
 constexpr WEBSSL_HD int max_backward_tiles(int columns) { return columns == 64 ? 17 : 8; }
 WEBSSL_HD int backward_columns(int length, int head_width) {
@@ -87,12 +86,14 @@ WEBSSL_HD int backward_warps(int length, int columns) {
   return tiles < max_backward_warps(columns) ? tiles : max_backward_warps(columns);
 }
 
+constexpr int kLaneScores = 16;  // a lane's share of the scores of 16 keys with 16 queries, and of their gradients
+
 // Two stages of 16 rows of Q and dO; of the longest sequence dS of 16 queries in bf16, D by tile of keys and the
-// log-sum-exps in fp32; K and V; the second dK and dV of the last warp in fp32.
+// log-sum-exps in fp32; K and V; the scores of the 17th tile in fp32.
 WEBSSL_HD int backward_shared_bytes(int length, int head_width) {
   const int columns = backward_columns(length, head_width), max_rows = max_backward_tiles(columns) * kTile;
-  const int second = num_tiles(length) > backward_warps(length, columns) ? 2 * kTile * columns * 4 : 0;
-  return (4 * kTile + 2 * padded_length(length)) * head_width * 2 + max_rows * (kTile * 2 + 4 + 4) + second;
+  const int last_scores = num_tiles(length) > backward_warps(length, columns) ? kLaneScores * 32 * 4 : 0;
+  return (4 * kTile + 2 * padded_length(length)) * head_width * 2 + max_rows * (kTile * 2 + 4 + 4) + last_scores;
 }
 
 }  // namespace webssl::attention

@@ -11,7 +11,6 @@ namespace webssl::attention {
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr float kLog2E = 1.44269504f;
-constexpr float kLn2 = 0.693147181f;
 
 // The same value, which the compiler takes for a new one: what depends on it is computed where it is needed, not ahead
 // of the loop around it and then kept, for which there are no registers.
@@ -104,8 +103,8 @@ __device__ __forceinline__ void store_tile(Bfloat16* global, int stride, int num
                    packed_bfloat16(right[2] * scale_lower, right[3] * scale_lower)};
   quad_transpose(r);
   const auto [row, chunk] = piece_of_lane(lane_index());
-  if (row < num_rows)
-    *reinterpret_cast<uint4*>(global + int64_t{row} * stride + chunk * 8) = make_uint4(r[0], r[1], r[2], r[3]);
+  if (row >= num_rows) return;
+  *reinterpret_cast<uint4*>(global + int64_t{row} * stride + chunk * 8) = make_uint4(r[0], r[1], r[2], r[3]);
 }
 
 // Results of two products side by side, rounded to the fragment a of the next one.
