@@ -57,10 +57,13 @@ def attention(qkv_T3Hd: Tensor, groups: Groups) -> Tensor:
 
 
 def _has_kernel(qkv_T3Hd: Tensor, length: int) -> bool:
-    head_width = qkv_T3Hd.shape[3]
-    if qkv_T3Hd.dtype != torch.bfloat16 or head_width not in HEAD_WIDTHS:
+    if qkv_T3Hd.dtype != torch.bfloat16:
         return False
-    return length <= longest_sequence(qkv_T3Hd.device, head_width)
+    # Each width is a constant to torch.compile, where the tensor's may be a symbol.
+    return any(
+        qkv_T3Hd.shape[3] == head_width and length <= longest_sequence(qkv_T3Hd.device, head_width)
+        for head_width in HEAD_WIDTHS
+    )
 
 
 def _with_kernel(qkv_T3Hd: Tensor, groups: Groups) -> Tensor:
