@@ -26,10 +26,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("attention_backward_cuda", &webssl::attention::backward_cuda, release_gil());
   m.def("multi_crop_workspace_floats_cuda", &webssl::multi_crop::workspace_floats_cuda);
   m.def("multi_crop_cuda", &webssl::multi_crop::multi_crop_cuda, release_gil());
+  m.def("sinkhorn_num_column_partitions_cuda", &webssl::sinkhorn_knopp::num_column_partitions_cuda);
   m.def("sinkhorn_num_row_partitions_cuda", &webssl::sinkhorn_knopp::num_row_partitions_cuda);
+  m.def("sinkhorn_row_pass_on_clusters_cuda", &webssl::sinkhorn_knopp::row_pass_on_clusters_cuda);
   m.def("sinkhorn_column_pass_cuda", &webssl::sinkhorn_knopp::column_pass_cuda, release_gil());
   m.def("sinkhorn_row_pass_cuda", &webssl::sinkhorn_knopp::row_pass_cuda, release_gil());
   m.def("prototype_cross_entropy_cuda", &webssl::prototype_cross_entropy::forward_cuda, release_gil());
+  m.def("prototype_cross_entropy_on_clusters_cuda", &webssl::prototype_cross_entropy::on_clusters_cuda);
   m.def("prototype_cross_entropy_scale_cuda", &webssl::prototype_cross_entropy::scale_cuda, release_gil());
 #endif
 }

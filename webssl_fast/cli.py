@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: saved, start the same command again to go on
-
 OVERRIDES_HELP = "settings that beat the file's, e.g. train.num_steps=100 model.preset=vit_small_patch14"
 
 EPILOG = """examples:
@@ -17,6 +15,7 @@ EPILOG = """examples:
   webssl train configs/quickstart.yaml data.source=~/photos output_dir=runs/mine
   torchrun --nproc-per-node 8 -m webssl_fast train configs/pretrain/webdino_300m_mc2b.yaml data.source='x/{00..99}.tar'
   webssl eval configs/quickstart.yaml
+  webssl convert webssl_dino1b_full2b_224.pth --to hf -o dino1b_hf
   webssl report runs/quickstart
   webssl bench sinkhorn_knopp
 """
@@ -42,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
   bad_samples.jsonl   files that could not be decoded, and why
 
 Start the same command again to go on after a kill or Ctrl-C: the run continues where it was, bit for bit. Ctrl-C and
-SIGTERM save first and exit with status 75. Under torchrun it uses every rank.""",
+SIGTERM save first and exit with status 75. Under torchrun it uses every rank. A process that hangs prints its stacks
+and exits with status 76 (train.watchdog). docs/cluster.md has scripts for Slurm.""",
     )
     _config_arguments(train)
 
@@ -50,11 +50,27 @@ SIGTERM save first and exit with status 75. Under torchrun it uses every rank.""
         commands,
         "eval",
         "evaluate a checkpoint's frozen encoder by a config",
-        """Judges the frozen encoder of eval.checkpoint (a run or a checkpoint directory; output_dir by default) by what
-CONFIG describes under `eval:` (k-NN on labelled folders or tars) beside an untrained network of the same architecture.
-Prints the scores and writes eval.json into output_dir.""",
+        """Judges a frozen encoder by what CONFIG describes under `eval:` (k-NN on labelled folders or tars), and for
+a run of ours an untrained one beside it. Prints the scores and writes eval.json into output_dir.
+
+eval.checkpoint names the encoder: a run or one of its checkpoints (output_dir by default), a .pth file of the Web-SSL
+authors, or a folder or id of the Hugging Face hub: Web-SSL, DINOv2, DINOv3, MAE, I-JEPA, CLIP, MetaCLIP, SigLIP.""",
     )
     _config_arguments(evaluate)
+
+    convert = _command(
+        commands,
+        "convert",
+        "turn a Web-DINO network into another form, bit for bit",
+        """Reads a run of ours (its teacher), a file of the Web-SSL authors (a backbone or a teacher; or two files, a
+backbone and its heads) or a Hugging Face folder, and writes TARGET:
+  --to webssl   a .pth file of the authors' layout, and TARGET's name with _ssl_heads.pth where there are heads
+  --to hf       a folder for transformers' Dinov2Model: config, safetensors, preprocessor
+  --to native   a run directory for eval.checkpoint and method.init_from""",
+    )
+    convert.add_argument("sources", nargs="+", metavar="SOURCE", help="a run, a folder, or one or two .pth files")
+    convert.add_argument("--to", choices=["native", "webssl", "hf"], required=True, help="the form to write")
+    convert.add_argument("-o", "--output", type=Path, required=True, metavar="TARGET", help="must not exist yet")
 
     report = _command(
         commands,
@@ -98,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch loads its OpenMP: threads that spin while they wait take the cores from the loader's threads and from
     # whatever else runs, and a step on two busy cores takes four times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from webssl_fast.errors import Interrupted, UserError
+    from webssl_fast.errors import EXIT_INTERRUPTED, Interrupted, UserError
 
     try:
         _run(args)
@@ -120,6 +136,10 @@ def _run(args: argparse.Namespace) -> None:
         from webssl_fast.recipes.evaluate import evaluate
 
         evaluate(args.config, args.overrides)
+    elif args.command == "convert":
+        from webssl_fast.recipes.convert import convert
+
+        convert(args.sources, args.to, args.output)
     elif args.command == "report":
         from webssl_fast.recipes.report import report
 

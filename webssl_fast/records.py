@@ -6,7 +6,8 @@ Dimensions: B images, V crops, N tokens, D width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -94,10 +95,32 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Features:
-    """What an encoder says about a batch of crops, after the final norm.
+class Preprocessing:
+    """What an encoder expects of an image: RGB in [0, 1], resized, cut to its central square, (x - mean) / std.
 
-    cls_token     [B, D]
+    resize_px      length of the shorter side after the resize; where `keep_aspect` is False, of both sides
+    crop_px        side of the central square that is cut out then; at most resize_px
+    interpolation  Pillow's filter of that name, with its antialiasing
+    keep_aspect    False: the image is squeezed into a square (SigLIP, CLIP models of some makers)
+    """
+
+    resize_px: int
+    crop_px: int
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    keep_aspect: bool = True
+
+    def at(self, crop_px: int) -> Preprocessing:
+        """The same for another size of crop; the resize keeps its ratio to it."""
+        return replace(self, crop_px=crop_px, resize_px=round(crop_px * self.resize_px / self.crop_px))
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder says about a batch of crops.
+
+    cls_token     [B, D]; for a network without a class token what stands in its place (models.encoders.Encoder)
     patch_tokens  [B, N, D], row-major over the patch grid
     """
 

@@ -61,4 +61,13 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// The architecture that a kernel's code was compiled for, e.g. 90. On a newer GPU without code of its own this is the
+// older one whose PTX the driver translates, so that it says which instructions the code holds.
+template <typename... Parameters>
+int code_architecture(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "asking for a kernel's code");
+  return attributes.ptxVersion;
+}
+
 }  // namespace webssl

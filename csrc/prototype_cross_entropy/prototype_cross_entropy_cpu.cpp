@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/bfloat16.h"
+#include "core/exp.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "prototype_cross_entropy/prototype_cross_entropy.h"
@@ -16,20 +17,6 @@ namespace {
 constexpr int64_t kChunk = 1024;                  // prototypes that share a shift of their exponents
 constexpr float kHeadroom = 40.0f;                // by which y may exceed the shift: e^40 * K stays far below 3e38
 constexpr int64_t kScaleTask = int64_t{1} << 18;  // elements
-
-struct Params {
-  const void* student_SK;
-  const void* teacher_RK;
-  int64_t student_stride, teacher_stride;
-  const float* row_potential_R;
-  const float* prototype_potential_K;
-  const int64_t* target_rows_SM;
-  const float* weights_SM;
-  int64_t num_teachers, num_pairs, num_prototypes;
-  float inverse_student_temperature, inverse_teacher_temperature;
-  double* loss_S;
-  void* grad_SK;
-};
 
 struct StudentSums {
   float max;  // of y
@@ -199,21 +186,9 @@ void forward_cpu(uintptr_t student_SK, bool student_bf16, int64_t student_stride
                  uintptr_t target_rows_SM, uintptr_t weights_SM, int64_t num_students, int64_t num_teachers,
                  int64_t num_pairs, int64_t num_prototypes, double student_temperature, double teacher_temperature,
                  uintptr_t loss_S, uintptr_t grad_SK, int num_threads) {
-  const Params params{reinterpret_cast<const void*>(student_SK),
-                      reinterpret_cast<const void*>(teacher_RK),
-                      student_stride,
-                      teacher_stride,
-                      reinterpret_cast<const float*>(row_potential_R),
-                      reinterpret_cast<const float*>(prototype_potential_K),
-                      reinterpret_cast<const int64_t*>(target_rows_SM),
-                      reinterpret_cast<const float*>(weights_SM),
-                      num_teachers,
-                      num_pairs,
-                      num_prototypes,
-                      static_cast<float>(1.0 / student_temperature),
-                      static_cast<float>(1.0 / teacher_temperature),
-                      reinterpret_cast<double*>(loss_S),
-                      reinterpret_cast<void*>(grad_SK)};
+  const Params params(student_SK, student_stride, teacher_RK, teacher_stride, row_potential_R, prototype_potential_K,
+                      target_rows_SM, weights_SM, num_students, num_teachers, num_pairs, num_prototypes,
+                      student_temperature, teacher_temperature, loss_S, grad_SK);
   const auto row = student_bf16 ? (teacher_bf16 ? student_row_bf16_bf16 : student_row_bf16_f32)
                                 : (teacher_bf16 ? student_row_f32_bf16 : student_row_f32_f32);
   parallel_for(num_students, num_threads, [&](int64_t s) { row(params, s); });

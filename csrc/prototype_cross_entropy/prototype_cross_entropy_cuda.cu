@@ -1,109 +1,163 @@
-// Portable kernel: a block owns a student row and reads it, and its teacher rows, twice: for the sums, then (mostly
-// from the L2 cache) for the gradient.
+// On GPUs with clusters a row stays on chip (prototype_cross_entropy_cluster.cuh). Elsewhere a block owns a student row
+// and reads it, and its teacher rows, twice: for the sums, then (mostly from the L2 cache) for the gradient.
 #include <algorithm>
 
 #include "core/bfloat16.h"
 #include "core/launch.cuh"
-#include "core/log_sum_exp.h"
-#include "core/reduce.cuh"
+#include "core/vector.cuh"
 #include "prototype_cross_entropy/prototype_cross_entropy.h"
+#include "prototype_cross_entropy/prototype_cross_entropy_cluster.cuh"
 #include "prototype_cross_entropy/prototype_cross_entropy_math.h"
+#include "prototype_cross_entropy/prototype_cross_entropy_rows.cuh"
 
 namespace webssl::prototype_cross_entropy {
 namespace {
 
 constexpr int kThreads = 512;
+constexpr int64_t kMaxClusters = 16;  // on the 132 multiprocessors of an H100
 constexpr unsigned kMaxScaleBlocks = 4096;
 
-template <typename Student, typename Teacher>
-struct Params {
-  const Student* student_SK;
-  const Teacher* teacher_RK;
-  int64_t student_stride, teacher_stride;
-  const float* row_potential_R;
-  const float* prototype_potential_K;
-  const int64_t* target_rows_SM;
-  const float* weights_SM;
-  int64_t num_teachers, num_pairs, num_prototypes;
-  float inverse_student_temperature, inverse_teacher_temperature;
-  double* loss_S;
-  Student* grad_SK;
-};
-
-// sum_m w_m p_mk
-template <typename Student, typename Teacher>
-__device__ float weighted_target(const Params<Student, Teacher>& params, int64_t s, int64_t k, const Exp& exp) {
-  float target = 0.0f;
-  for (int64_t m = 0; m < params.num_pairs; ++m) {
-    const float weight = params.weights_SM[s * params.num_pairs + m];
-    if (weight == 0.0f) continue;
-    const int64_t row = params.target_rows_SM[s * params.num_pairs + m];
-    target += weight * target_probability(load_f32(params.teacher_RK + row * params.teacher_stride + k),
-                                          params.inverse_teacher_temperature, params.row_potential_R[row],
-                                          params.prototype_potential_K[k], exp);
+// y of kWidth prototypes and their sum_m w_m p_m.
+template <typename Student, typename Teacher, int kWidth>
+__device__ __forceinline__ void load_pieces(const Params& params, const Pairs& pairs, int64_t s, int64_t k,
+                                            float (&y)[kWidth], float (&target)[kWidth]) {
+  load_wide(student_row<Student>(params, s) + k, y);
+  float potential[kWidth];
+  load_wide(params.prototype_potential_K + k, potential);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    y[i] *= params.inverse_student_temperature;
+    target[i] = 0.0f;
   }
-  return target;
+  for (int64_t m = pairs.first; m < params.num_pairs; ++m) {
+    const float weight = pairs.weights_M[m];
+    if (weight == 0.0f) continue;
+    const int64_t row = pairs.rows_M[m];
+    float logits[kWidth];
+    load_wide(teacher_row<Teacher>(params, row) + k, logits);
+    const float row_potential = params.row_potential_R[row];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      target[i] += weight * target_probability(logits[i], params.inverse_teacher_temperature, row_potential,
+                                               potential[i], FastExp());
+    }
+  }
 }
 
-template <typename Student, typename Teacher>
-__global__ void __launch_bounds__(kThreads) student_row(Params<Student, Teacher> params) {
-  __shared__ LogSumExp shared_exponentials[kThreads];
-  __shared__ double shared_sums[kThreads];
-  const int64_t s = blockIdx.x;
-  Student* grad = params.grad_SK ? params.grad_SK + s * params.num_prototypes : nullptr;
-
-  bool any = false, out_of_range = false;
-  for (int64_t m = 0; m < params.num_pairs; ++m) {
-    if (params.weights_SM[s * params.num_pairs + m] == 0.0f) continue;
-    const int64_t row = params.target_rows_SM[s * params.num_pairs + m];
-    any = true;
-    out_of_range |= row < 0 || row >= params.num_teachers;
-  }
-  if (!any || out_of_range) {
-    // Nothing can be thrown from here: a loss of NaN is what the host can see.
-    if (threadIdx.x == 0) params.loss_S[s] = out_of_range ? NAN : 0.0;
-    for (int64_t k = threadIdx.x; grad && k < params.num_prototypes; k += kThreads) store_f32(grad + k, 0.0f);
+template <typename Student, typename Teacher, int kWidth>
+__global__ void __launch_bounds__(kThreads) student_row_in_block(Params params) {
+  constexpr int64_t kStep = int64_t{kThreads} * kWidth;
+  __shared__ RowSums warps[kThreads / 32];
+  const int64_t s = blockIdx.x, begin = static_cast<int64_t>(threadIdx.x) * kWidth;
+  Student* grad = gradient_row<Student>(params, s);
+  const Pairs pairs(params, s);
+  if (!pairs.count()) {
+    if (threadIdx.x == 0) params.loss_S[s] = pairs.loss();
+    for (int64_t k = begin; grad && k < params.num_prototypes; k += kStep) store_wide<kWidth>(grad + k, {});
     return;
   }
 
-  const Exp exp;
-  const Student* student = params.student_SK + s * params.student_stride;
-  const float shift = load_f32(student) * params.inverse_student_temperature;
-  LogSumExp exponentials = LogSumExp::empty();
-  float mass = 0.0f, product = 0.0f;  // sum_m w_m sum_k p_mk, and of that times y - shift
-  for (int64_t k = threadIdx.x; k < params.num_prototypes; k += kThreads) {
-    const float y = load_f32(student + k) * params.inverse_student_temperature;
-    const float target = weighted_target(params, s, k, exp);
-    add(exponentials, y, exp);
-    mass += target;
-    product += target * (y - shift);
+  RowSums own = RowSums::empty();
+  float y[kWidth], target[kWidth];
+  for (int64_t k = begin; k < params.num_prototypes; k += kStep) {
+    load_pieces<Student, Teacher>(params, pairs, s, k, y, target);
+    float max = own.max;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) max = fmaxf(max, y[i]);
+    own = raised(own, max, FastExp());
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      own.sum += fast_exp(y[i] - max);
+      own.mass += target[i];
+      own.product += target[i] * (y[i] - max);
+    }
   }
-  const auto sum = [](double& a, double b) { a += b; };
-  const double total_mass = block_reduce<kThreads>(static_cast<double>(mass), shared_sums, sum);
-  const double total_product = block_reduce<kThreads>(static_cast<double>(product), shared_sums, sum);
-  exponentials = block_reduce<kThreads>(exponentials, shared_exponentials,
-                                        [&](LogSumExp& a, const LogSumExp& b) { merge(a, b, exp); });
-  if (threadIdx.x == 0) {
-    const double log_sum = static_cast<double>(exponentials.max - shift) + log(static_cast<double>(exponentials.sum));
-    params.loss_S[s] = total_mass * log_sum - total_product;
-  }
+  own = warp_row_sums(own);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = own;
+  __syncthreads();
+  const RowSums total = total_row_sums<kThreads / 32>(warps);
+  if (threadIdx.x == 0) params.loss_S[s] = row_loss(total);
   if (!grad) return;
-  const float mass_over_sum = static_cast<float>(total_mass / exponentials.sum);
-  for (int64_t k = threadIdx.x; k < params.num_prototypes; k += kThreads) {
-    const float y = load_f32(student + k) * params.inverse_student_temperature;
-    const float gradient =
-        student_gradient(exp(y - exponentials.max), mass_over_sum, weighted_target(params, s, k, exp));
-    store_f32(grad + k, params.inverse_student_temperature * gradient);
+  const float mass_over_sum = total.mass / total.sum;
+  for (int64_t k = begin; k < params.num_prototypes; k += kStep) {
+    load_pieces<Student, Teacher>(params, pairs, s, k, y, target);
+    float gradient[kWidth];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      gradient[i] =
+          params.inverse_student_temperature * student_gradient(fast_exp(y[i] - total.max), mass_over_sum, target[i]);
+    }
+    store_wide(grad + k, gradient);
   }
 }
 
+// The first num_wide x 8 elements in wide pieces.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) scale_elements(T* grad, int64_t num_elements, const float* scale) {
+__global__ void __launch_bounds__(kThreads)
+    scale_elements(T* grad, int64_t num_wide, int64_t num_elements, const float* scale) {
   const float factor = *scale;
   if (factor == 1.0f) return;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < num_elements; i += step) {
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  for (int64_t i = thread; i < num_wide; i += step) {
+    float values[kWide];
+    load_wide(grad + i * kWide, values);
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) values[j] *= factor;
+    store_wide(grad + i * kWide, values);
+  }
+  for (int64_t i = num_wide * kWide + thread; i < num_elements; i += step) {
     store_f32(grad + i, load_f32(grad + i) * factor);
+  }
+}
+
+// fn(Student(), Teacher())
+template <typename Function>
+auto with_types(bool student_bf16, bool teacher_bf16, Function fn) {
+  if (student_bf16) return teacher_bf16 ? fn(Bfloat16(), Bfloat16()) : fn(Bfloat16(), float());
+  return teacher_bf16 ? fn(float(), Bfloat16()) : fn(float(), float());
+}
+
+// fn(kernel, bytes of shared memory) with the instance that holds rows of this length.
+template <typename Student, typename Teacher, typename Function>
+auto with_cluster_kernel(int64_t num_prototypes, Function fn) {
+  switch (pieces_of_thread(num_prototypes)) {
+    case 1:
+      return fn(student_rows_on_cluster<Student, Teacher, 1>, cluster_shared_bytes<Student, Teacher, 1>());
+    case 2:
+      return fn(student_rows_on_cluster<Student, Teacher, 2>, cluster_shared_bytes<Student, Teacher, 2>());
+    default:
+      return fn(student_rows_on_cluster<Student, Teacher, 4>, cluster_shared_bytes<Student, Teacher, 4>());
+  }
+}
+
+template <typename Student, typename Teacher>
+bool is_wide(const Params& params) {
+  const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
+  return rows_are_wide(address(params.student_SK), sizeof(Student), params.num_prototypes, params.student_stride) &&
+         rows_are_wide(address(params.teacher_RK), sizeof(Teacher), params.num_prototypes, params.teacher_stride) &&
+         address(params.prototype_potential_K) % 16 == 0;
+}
+
+template <typename Student, typename Teacher>
+bool on_clusters(const Params& params) {
+  if (params.num_prototypes < kMinClusterRow || params.num_prototypes > kMaxClusterRow) return false;
+  if (!is_wide<Student, Teacher>(params)) return false;
+  return with_cluster_kernel<Student, Teacher>(
+      params.num_prototypes, [](auto* kernel, size_t bytes) { return runs_on_clusters(kernel, bytes); });
+}
+
+template <typename Student, typename Teacher>
+void forward(const Params& params, cudaStream_t stream) {
+  if (on_clusters<Student, Teacher>(params)) {
+    const auto num_clusters = static_cast<unsigned>(std::min(params.num_students, kMaxClusters));
+    with_cluster_kernel<Student, Teacher>(params.num_prototypes, [&](auto* kernel, size_t shared_bytes) {
+      launch_cluster(kernel, kClusterSize, num_clusters * kClusterSize, kClusterThreads, shared_bytes, stream, params);
+    });
+  } else {
+    launch(is_wide<Student, Teacher>(params) ? student_row_in_block<Student, Teacher, kWide>
+                                             : student_row_in_block<Student, Teacher, 1>,
+           static_cast<unsigned>(params.num_students), kThreads, 0, stream, params);
   }
 }
 
@@ -114,48 +168,34 @@ void forward_cuda(uintptr_t student_SK, bool student_bf16, int64_t student_strid
                   uintptr_t target_rows_SM, uintptr_t weights_SM, int64_t num_students, int64_t num_teachers,
                   int64_t num_pairs, int64_t num_prototypes, double student_temperature, double teacher_temperature,
                   uintptr_t loss_S, uintptr_t grad_SK, uintptr_t stream) {
-  if (num_students == 0) return;
-  const auto forward = [&](auto student, auto teacher) {
-    using Student = decltype(student);
-    using Teacher = decltype(teacher);
-    const Params<Student, Teacher> params{reinterpret_cast<const Student*>(student_SK),
-                                          reinterpret_cast<const Teacher*>(teacher_RK),
-                                          student_stride,
-                                          teacher_stride,
-                                          reinterpret_cast<const float*>(row_potential_R),
-                                          reinterpret_cast<const float*>(prototype_potential_K),
-                                          reinterpret_cast<const int64_t*>(target_rows_SM),
-                                          reinterpret_cast<const float*>(weights_SM),
-                                          num_teachers,
-                                          num_pairs,
-                                          num_prototypes,
-                                          static_cast<float>(1.0 / student_temperature),
-                                          static_cast<float>(1.0 / teacher_temperature),
-                                          reinterpret_cast<double*>(loss_S),
-                                          reinterpret_cast<Student*>(grad_SK)};
-    launch(student_row<Student, Teacher>, static_cast<unsigned>(num_students), kThreads, 0,
-           reinterpret_cast<cudaStream_t>(stream), params);
-  };
-  if (student_bf16) {
-    teacher_bf16 ? forward(Bfloat16(), Bfloat16()) : forward(Bfloat16(), float());
-  } else {
-    teacher_bf16 ? forward(float(), Bfloat16()) : forward(float(), float());
-  }
+  const Params params(student_SK, student_stride, teacher_RK, teacher_stride, row_potential_R, prototype_potential_K,
+                      target_rows_SM, weights_SM, num_students, num_teachers, num_pairs, num_prototypes,
+                      student_temperature, teacher_temperature, loss_S, grad_SK);
+  with_types(student_bf16, teacher_bf16, [&](auto student, auto teacher) {
+    forward<decltype(student), decltype(teacher)>(params, reinterpret_cast<cudaStream_t>(stream));
+  });
+}
+
+bool on_clusters_cuda(uintptr_t student_SK, bool student_bf16, int64_t student_stride, uintptr_t teacher_RK,
+                      bool teacher_bf16, int64_t teacher_stride, uintptr_t prototype_potential_K,
+                      int64_t num_prototypes) {
+  const Params params(student_SK, student_stride, teacher_RK, teacher_stride, 0, prototype_potential_K, 0, 0, 0, 0, 0,
+                      num_prototypes, 1.0, 1.0, 0, 0);
+  return with_types(student_bf16, teacher_bf16, [&](auto student, auto teacher) {
+    return on_clusters<decltype(student), decltype(teacher)>(params);
+  });
 }
 
 void scale_cuda(uintptr_t grad_SK, bool bf16, int64_t num_elements, uintptr_t scale, uintptr_t stream) {
-  if (num_elements == 0) return;
+  const int64_t num_wide = grad_SK % 16 == 0 ? num_elements / kWide : 0;
+  const int64_t num_pieces = num_wide + (num_elements - num_wide * kWide);
   const auto num_blocks =
-      static_cast<unsigned>(std::min<int64_t>((num_elements + kThreads - 1) / kThreads, kMaxScaleBlocks));
-  const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
-  const auto* factor = reinterpret_cast<const float*>(scale);
-  if (bf16) {
-    launch(scale_elements<Bfloat16>, num_blocks, kThreads, 0, cuda_stream, reinterpret_cast<Bfloat16*>(grad_SK),
-           num_elements, factor);
-  } else {
-    launch(scale_elements<float>, num_blocks, kThreads, 0, cuda_stream, reinterpret_cast<float*>(grad_SK), num_elements,
-           factor);
-  }
+      static_cast<unsigned>(std::min<int64_t>((num_pieces + kThreads - 1) / kThreads, kMaxScaleBlocks));
+  const auto scaled = [&](auto* grad) {
+    launch(scale_elements<std::remove_pointer_t<decltype(grad)>>, num_blocks, kThreads, 0,
+           reinterpret_cast<cudaStream_t>(stream), grad, num_wide, num_elements, reinterpret_cast<const float*>(scale));
+  };
+  bf16 ? scaled(reinterpret_cast<Bfloat16*>(grad_SK)) : scaled(reinterpret_cast<float*>(grad_SK));
 }
 
 }  // namespace webssl::prototype_cross_entropy

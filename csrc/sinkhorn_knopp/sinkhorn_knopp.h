@@ -52,13 +52,19 @@ void row_pass_cpu(uintptr_t logits, bool bf16, int64_t num_rows, int64_t num_pro
                   double temperature, uintptr_t row_mask, uintptr_t prototype_potential_K, uintptr_t row_potential_R,
                   uintptr_t column_sum_K, uintptr_t partial_sum_PK, int num_threads);
 
-// The same on the current GPU, on the caller's stream; the workspace has its own number of partitions P.
-int64_t num_row_partitions_cuda(int64_t num_rows);
+// The same on the current GPU, on the caller's stream. The workspaces have their own numbers of partitions P.
+int64_t num_column_partitions_cuda(int64_t num_rows, int64_t num_prototypes);
 void column_pass_cuda(uintptr_t logits, bool bf16, int64_t num_rows, int64_t num_prototypes, int64_t row_stride,
                       double temperature, uintptr_t row_mask, uintptr_t max_K, uintptr_t sum_K, uintptr_t partial_2PK,
                       uintptr_t stream);
+
+// Whether the row pass with prototype sums can run on clusters, which read the logits once; row_pass_cuda is told. Not
+// on GPUs before sm_90, nor for rows that are too short or too long or do not all start at a multiple of 16 bytes.
+bool row_pass_on_clusters_cuda(uintptr_t logits, bool bf16, int64_t num_rows, int64_t num_prototypes,
+                               int64_t row_stride, uintptr_t prototype_potential_K);
+int64_t num_row_partitions_cuda(int64_t num_rows, int64_t num_prototypes, bool on_clusters);
 void row_pass_cuda(uintptr_t logits, bool bf16, int64_t num_rows, int64_t num_prototypes, int64_t row_stride,
                    double temperature, uintptr_t row_mask, uintptr_t prototype_potential_K, uintptr_t row_potential_R,
-                   uintptr_t column_sum_K, uintptr_t partial_sum_PK, uintptr_t stream);
+                   uintptr_t column_sum_K, uintptr_t partial_sum_PK, bool on_clusters, uintptr_t stream);
 
 }  // namespace webssl::sinkhorn_knopp

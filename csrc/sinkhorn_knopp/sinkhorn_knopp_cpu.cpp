@@ -20,13 +20,6 @@ constexpr int64_t kRowBlock = 4;        // rows whose exponentials are held betw
 constexpr int64_t kChunk = 1024;        // prototypes that share a shift of their exponents
 constexpr float kHeadroom = 40.0f;      // by which a scaled logit may exceed the shift: e^40 * K stays far below 3e38
 
-template <typename T>
-WEBSSL_HD const T* row_data(const Logits& logits, int64_t row) {
-  return static_cast<const T*>(logits.data) + row * logits.row_stride;
-}
-
-inline bool takes_part(const Logits& logits, int64_t row) { return !logits.row_mask || logits.row_mask[row]; }
-
 // Adds four rows at once: their common maximum spares the old sums all but one rescaling.
 template <typename T>
 WEBSSL_HD void add_four_rows(const T* const* rows, float inverse_temperature, int64_t size, const Exp& exp, float* max,
@@ -229,9 +222,9 @@ void row_pass_cpu(uintptr_t logits, bool bf16, int64_t num_rows, int64_t num_pro
                      reinterpret_cast<float*>(partial_sum_PK)};
   const int64_t num_partitions = num_row_partitions(num_rows);
   parallel_for(num_partitions, num_threads, [&](int64_t task) {
-    const int64_t begin = num_rows * task / num_partitions, end = num_rows * (task + 1) / num_partitions;
+    const RowRange rows = partition_rows({0, num_rows}, task, num_partitions);
     float* sum_K = pass.column_sum_K ? pass.partial_sum_PK + task * num_prototypes : nullptr;
-    (pass.logits.bf16 ? row_partition_bf16 : row_partition_f32)(pass, begin, end, sum_K);
+    (pass.logits.bf16 ? row_partition_bf16 : row_partition_f32)(pass, rows.begin, rows.end, sum_K);
   });
   if (!pass.column_sum_K) return;
   parallel_for((num_prototypes + kColumnTile - 1) / kColumnTile, num_threads, [&](int64_t task) {

@@ -19,6 +19,7 @@ from webssl_fast.data.device_stream import DeviceStream
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import EvalLoader, TrainLoader
 from webssl_fast.errors import ConfigError, UserError
+from webssl_fast.records import Preprocessing
 
 nvimgcodec = pytest.importorskip("nvidia.nvimgcodec")
 
@@ -124,7 +125,7 @@ def test_loaders_decode_whole_batches(gpu_on_host, monkeypatch, tmp_path):
     options = {"seed": 3, "global_batch_size": 8, "micro_batch_size": 8, "num_threads": 3}
     with TrainLoader(index, on_host, RECIPES, **options) as loader:
         expected = [loader.batch(step) for step in range(4)]
-    expected_eval = list(EvalLoader(index, on_host, image_size_px=28, batch_size=6))
+    expected_eval = list(EvalLoader(index, on_host, preprocessing=Preprocessing(32, 28), batch_size=6))
 
     decoder = gpu_on_host()
     monkeypatch.setattr(pipeline, "make_decoder", lambda config, num_threads: decoder)
@@ -134,7 +135,7 @@ def test_loaders_decode_whole_batches(gpu_on_host, monkeypatch, tmp_path):
             for step, batch in enumerate(expected):
                 assert_equal(loader.batch(step), batch)
     assert max(decoder._decoder.batch_sizes) >= 6  # of 8, some of which are no JPEGs
-    batches = list(EvalLoader(index, config, image_size_px=28, batch_size=6, prefetch_batches=1))
+    batches = list(EvalLoader(index, config, preprocessing=Preprocessing(32, 28), batch_size=6, prefetch_batches=1))
     for batch, wanted in zip(batches, expected_eval, strict=True):
         assert torch.equal(batch.images, wanted.images) and batch.sample_ids.tolist() == wanted.sample_ids.tolist()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.data.image_files import write_folder, write_tar
-from webssl_fast.data.index import WHOLE_FILE, Index
+from webssl_fast.data.index import WHOLE_FILE, Index, Location
 from webssl_fast.data.read import SampleReader
 from webssl_fast.errors import UserError
 
@@ -19,7 +19,7 @@ def test_folder_is_in_natural_order_at_any_depth(tmp_path):
     )
     index = Index.open(str(tmp_path))
     assert names(index) == ["a/x/y/z/1.webp", "b/9.JPG", "b/10.jpg"]
-    assert index.locate(2) == (str(tmp_path / "b/10.jpg"), 0, WHOLE_FILE)
+    assert index.locate(2) == Location(str(tmp_path / "b/10.jpg"), 0, WHOLE_FILE)
     assert index.class_names == ["a", "b"]
     assert index.label(np.array([2, 0, 1])).tolist() == [1, 0, 1] and index.label(np.array([0])).dtype == np.int64
 

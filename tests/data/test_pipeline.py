@@ -12,7 +12,7 @@ from webssl_fast.data.index import Index
 from webssl_fast.data.order import sample_ids
 from webssl_fast.data.pipeline import MAX_ATTEMPTS, EvalLoader, TrainLoader, loader_threads
 from webssl_fast.errors import UserError
-from webssl_fast.records import CropRecipe
+from webssl_fast.records import CropRecipe, Preprocessing
 
 RECIPES = [
     CropRecipe(28, scale=(0.4, 1.0), flip_probability=0.5),
@@ -20,6 +20,7 @@ RECIPES = [
     CropRecipe(14, scale=(0.1, 0.4), blur_probability=0.5),
 ]
 CONFIG = DataConfig(decode=DecodeConfig(backend="pillow"), min_seen_before_stop=1000)
+SMALL = Preprocessing(resize_px=32, crop_px=28)
 NUM_GOOD, NUM_BAD = 30, 4
 
 
@@ -186,7 +187,9 @@ def test_threads_of_the_loader(monkeypatch):
 
 @pytest.mark.parametrize("prefetch_batches", [0, 2])
 def test_evaluation_sees_every_good_sample_once_in_order(index, bad_ids, caplog, prefetch_batches):
-    loader = EvalLoader(index, CONFIG, image_size_px=28, batch_size=7, num_threads=2, prefetch_batches=prefetch_batches)
+    loader = EvalLoader(
+        index, CONFIG, preprocessing=SMALL, batch_size=7, num_threads=2, prefetch_batches=prefetch_batches
+    )
     for _ in range(2):
         batches = list(loader)
         ids = np.concatenate([b.sample_ids for b in batches])
@@ -200,18 +203,18 @@ def test_evaluation_sees_every_good_sample_once_in_order(index, bad_ids, caplog,
 def test_evaluation_of_nothing_decodable_is_a_clear_error(tmp_path):
     index = Index.open(str(write_folder(tmp_path, {f"{i}.jpg": b"no image" for i in range(8)})))
     with pytest.raises(UserError, match="none of the 8 images.*'7.jpg': not an image"):
-        list(EvalLoader(index, CONFIG, image_size_px=28, batch_size=3))
+        list(EvalLoader(index, CONFIG, preprocessing=SMALL, batch_size=3))
 
 
 def test_evaluation_ranks_share_the_samples(index, bad_ids):
     ids = []
     for rank in range(3):
-        options = {"image_size_px": 28, "batch_size": 4, "rank": rank, "world_size": 3}
+        options = {"preprocessing": SMALL, "batch_size": 4, "rank": rank, "world_size": 3}
         ids += [i for batch in EvalLoader(index, CONFIG, **options) for i in batch.sample_ids.tolist()]
     assert sorted(ids) == [i for i in range(len(index)) if i not in bad_ids]
 
 
 def test_evaluation_that_is_left_early_ends_its_threads(index):
-    for _ in EvalLoader(index, CONFIG, image_size_px=28, batch_size=4, prefetch_batches=2):
+    for _ in EvalLoader(index, CONFIG, preprocessing=SMALL, batch_size=4, prefetch_batches=2):
         break
     assert not [t.name for t in threading.enumerate() if t.name.startswith("webssl-")]

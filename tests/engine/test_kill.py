@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -11,14 +10,11 @@ import pytest
 import torch
 
 from tests.engine.comparison import assert_same_run
+from tests.engine.rank_processes import PROCESSES
 from tests.engine.toy_run import run_toy
 
 LOADER = {"nonfinite_positions": [50], "bad_positions": [16, 75]}
 TRAIN = {"num_steps": 60, "log_every": 2, "checkpoint_every": 3}
-
-# Real processes that the kernel kills, without waiting for each to import torch.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.engine.toy_run"])
 
 
 def run_in_a_process(folder):

@@ -1,10 +1,11 @@
 import json
+import resource
 
 import pytest
 import torch
 
 from webssl_fast.engine.distributed import Distributed
-from webssl_fast.engine.jsonl import append_lines, cut_back
+from webssl_fast.engine.jsonl import JsonLines, cut_back
 from webssl_fast.engine.metrics import Clock, MetricsWindow, model_flops_share
 
 CPU = Distributed(torch.device("cpu"))
@@ -65,7 +66,7 @@ def test_changing_metric_names_are_an_error():
 
 def test_lines_are_cut_back_to_a_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    append_lines(path, [{"step": step, "loss": 0.5} for step in (0, 10, 20, 30)])
+    JsonLines(path).append([{"step": step, "loss": 0.5} for step in (0, 10, 20, 30)])
     with open(path, "a") as file:
         file.write('{"step": 15, "lo')
     cut_back(path, 20)
@@ -76,7 +77,7 @@ def test_lines_are_cut_back_to_a_step(tmp_path):
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path):
-    append_lines(tmp_path / "x.jsonl", [{"step": 1, "loss": float("nan"), "koleo": float("inf"), "lr": 1e-4}])
+    JsonLines(tmp_path / "x.jsonl").append([{"step": 1, "loss": float("nan"), "koleo": float("inf"), "lr": 1e-4}])
     assert (tmp_path / "x.jsonl").read_text() == '{"step": 1, "loss": null, "koleo": null, "lr": 0.0001}\n'
 
 
@@ -104,3 +105,19 @@ def test_model_flops_share_of_a_known_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Some GPU")
     assert model_flops_share(1e12, 1.0, two) is None
     assert model_flops_share(1e12, 1.0, CPU) is None
+
+
+def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, caplog):
+    lines = JsonLines(tmp_path / "x.jsonl")
+    lines.append([{"step": 1}])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))  # room for half of the next line
+    try:
+        lines.append([{"step": 2}])
+        lines.append([{"step": 3}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "x.jsonl").read_text() == '{"step": 1}\n'
+    assert caplog.text.count("cannot be written") == 1
+    lines.append([{"step": 4}])
+    assert [json.loads(line)["step"] for line in (tmp_path / "x.jsonl").read_text().splitlines()] == [1, 2, 3, 4]

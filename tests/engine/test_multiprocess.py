@@ -1,13 +1,12 @@
 """Runs of two processes on one host, against the same run in one process."""
 
-import json
-import subprocess
-import sys
+import shutil
 
 import pytest
 import torch
 
-from tests.engine.comparison import assert_same_run, metrics_of
+from tests.engine.comparison import metrics_of
+from tests.engine.rank_processes import exit_statuses, start_ranks
 from tests.engine.toy_method import ToyMethod
 from tests.engine.toy_run import run_toy
 from webssl_fast.engine.checkpoint import load_weights
@@ -16,10 +15,15 @@ from webssl_fast.engine.distributed import Distributed
 LOADER = {"nonfinite_positions": [103], "bad_positions": [99, 102, 103]}
 
 
-def start_two(folder, **settings):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.engine.toy_run", str(folder), json.dumps(settings)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def run(distributed, folder, settings):
+    run_toy(folder, distributed=distributed, **settings, **LOADER)
+
+
+def run_ranks(num_ranks, folder, **settings):
+    """Runs to the end, or to where the settings stop it; returns what the first rank printed."""
+    ranks = start_ranks(run, folder, settings, logs=folder / "logs", num_ranks=num_ranks)
+    assert exit_statuses(ranks) == [0] * num_ranks
+    return (folder / "logs/rank0").read_text()
 
 
 def weights_of(folder):
@@ -33,9 +37,8 @@ def test_one_process_resumes_as_two_and_two_as_one(tmp_path):
     log_each = {"log_every": 1}
     run_toy(one, train_settings=log_each, **LOADER)
     run_toy(moved, train_settings=log_each, stop_at_step=9, **LOADER)
-    run = start_two(moved, train=log_each, stop_at_step=13, **LOADER)
-    _, errors = run.communicate(timeout=120)
-    assert "RESUMED UNDER OTHER CONDITIONS" in errors and "world_size was 1 and is 2" in errors
+    printed = run_ranks(2, moved, train_settings=log_each, stop_at_step=13)
+    assert "RESUMED UNDER OTHER CONDITIONS" in printed and "world_size was 1 and is 2" in printed
     newest = max((moved / "checkpoints").iterdir())
     assert newest.name == "step_00000015"  # one rank was told in step 14, and both stop after the same later step
     shards = sorted(path.name for path in newest.glob("*.safetensors"))
@@ -57,10 +60,18 @@ def test_one_process_resumes_as_two_and_two_as_one(tmp_path):
         torch.testing.assert_close(tensor, weights_of(one)[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.nightly
-def test_two_processes_interrupted_and_resumed_equal_uninterrupted(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder, settings in ((one, {}), (two, {"stop_at_step": 8}), (two, {})):
-        _, errors = start_two(folder, **settings, **LOADER).communicate(timeout=120)
-        assert "step/s" in errors, errors
-    assert_same_run(one, two)
+def test_four_processes_resume_as_two_and_as_one(tmp_path):
+    one, four = tmp_path / "one", tmp_path / "four"
+    settings = {"train_settings": {"log_every": 1}}
+    run_toy(one, **settings, **LOADER)
+    run_ranks(4, four, stop_at_step=9, **settings)
+    newest = max((four / "checkpoints").iterdir())
+    assert len({path.name.split("-")[1] for path in newest.glob("*.safetensors")}) == 4
+    for num_ranks in (2, 1):
+        moved = tmp_path / str(num_ranks)
+        shutil.copytree(four, moved)
+        run_ranks(num_ranks, moved, **settings)
+        losses, expected = ([row["loss"] or 0.0 for row in metrics_of(folder)] for folder in (moved, one))
+        assert losses == pytest.approx(expected, rel=1e-4) and expected.count(0.0) == 1  # step 13 is skipped
+        for name, tensor in weights_of(moved).items():
+            torch.testing.assert_close(tensor, weights_of(one)[name], rtol=1e-4, atol=1e-5)

@@ -43,12 +43,10 @@ def resolve(config: RunConfig, *, world_size: int, device: str) -> RunConfig:
     prefetch = config.data.prefetch_batches
     if prefetch is None:
         prefetch = 0 if device == "cpu" else 4
-    image_size_px = config.eval.image_size_px or config.model.image_size_px
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"prefetch_batches": prefetch}),
             "train": train.model_copy(update={"device": device, "micro_batch_size": micro, "group_size": group}),
-            "eval": config.eval.model_copy(update={"image_size_px": image_size_px}),
         }
     )
 

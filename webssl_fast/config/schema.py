@@ -126,7 +126,8 @@ class DinoV2Config(Config):
     ema_momentum: tuple[Probability, Probability] = (0.994, 1.0)  # cosine over the run
     freeze_last_layer_steps: NonNegativeInt = 1250
 
-    init_from: str | None = None  # a checkpoint whose weights start this run (continued pre-training)
+    # Whose weights start this run (continued pre-training): an own checkpoint; an official teacher; [backbone, heads].
+    init_from: str | tuple[str, ...] | None = None
 
 
 MethodConfig = DinoV2Config
@@ -153,6 +154,15 @@ class OptimConfig(Config):
 # ---------------------------------------------------------------- training
 
 
+class WatchdogConfig(Config):
+    """Seconds that a phase may last on a rank before it prints all its stacks and ends itself; None: for ever."""
+
+    step_s: PositiveFloat | None = 480  # loading, computing, logging, each; under nccl's own 600, which shows no stacks
+    first_step_s: PositiveFloat | None = 3600  # torch.compile
+    evaluation_s: PositiveFloat | None = 14_400
+    checkpoint_s: PositiveFloat | None = 3600
+
+
 class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -163,10 +173,12 @@ class TrainConfig(Config):
     num_threads: NonNegativeInt = 0  # compute threads; 0: every core
     log_every: PositiveInt = 20
     checkpoint_every: PositiveInt = 1000
+    async_checkpoint: bool = True  # written beside training, from a copy of this rank's shards in host memory
     keep_checkpoints: PositiveInt = 3
     keep_every: PositiveInt | None = None  # checkpoints at multiples of this step are never removed
     max_nonfinite_steps: PositiveInt = 20  # so many skipped steps in a row stop the run
     tensorboard: bool = False
+    watchdog: WatchdogConfig = WatchdogConfig()
 
 
 # ---------------------------------------------------------------- evaluation
@@ -183,11 +195,26 @@ class KnnConfig(Config):
     batch_size: PositiveInt = 64
 
 
+class AlignmentConfig(Config):
+    """Mutual k-NN with language models on image-caption pairs (arXiv 2405.07987); Web-SSL: 1024 pairs of WiT."""
+
+    source: str = (
+        ""  # images with captions: Parquet files, shards with .txt, a folder with .txt files beside the images
+    )
+    language_models: tuple[str, ...] = ()  # folders, hub ids or .gguf files
+    num_samples: PositiveInt | None = None  # the first so many pairs; None: all
+    k: PositiveInt = 10
+    clamp: Literal["per_sample", "exact", "none"] = "per_sample"  # of outlying features, at the .95 quantile
+    language_precision: Literal["bf16", "fp32"] = "bf16"
+    batch_size: PositiveInt = 32
+
+
 class EvalConfig(Config):
-    checkpoint: str = ""  # `webssl eval`: a run directory or a checkpoint directory; empty: output_dir
+    checkpoint: str = ""  # a run, a checkpoint, an official .pth, a Hugging Face folder or id; empty: output_dir
     every: PositiveInt | None = None  # steps between evaluations during training; None: only when asked for
-    image_size_px: PositiveInt | None = None  # None: model.image_size_px
+    image_size_px: PositiveInt | None = None  # None: the encoder's own
     knn: KnnConfig = KnnConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
 
 
 class RunConfig(Config):

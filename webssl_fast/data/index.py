@@ -1,4 +1,5 @@
-"""One index over image folders and tar shards: where each sample lies, its name and its label, as flat arrays.
+"""One index over image folders, tar shards and Parquet files: where each sample lies, its name and its label, as flat
+arrays.
 
 Dimensions: S samples, F files (or shards), E further members of samples in shards, C classes.
 """
@@ -12,18 +13,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from webssl_fast.data.parquet import ParquetScan, scan_parquet
 from webssl_fast.data.scan import FolderScan, TarScan, expand_pattern, scan_folder, scan_tars
 from webssl_fast.errors import UserError
 
 WHOLE_FILE = -1
+PARQUET_ROW = -2
+CAPTION = "txt"  # the member that holds a sample's text
 
 
 class Location(NamedTuple):
-    """Bytes of a sample: `size` of them from `offset` on, or the whole file where size is WHOLE_FILE."""
+    """Bytes of a sample: `size` of them from `offset` on, the whole file where size is WHOLE_FILE, or, where it is
+    PARQUET_ROW, the cell of `column` in row `offset`."""
 
     path: str
     offset: int
     size: int
+    column: str = ""
 
 
 class StringTable:
@@ -63,48 +69,53 @@ class Members:
 class Index:
     """All samples of a data source, by id 0 .. len - 1.
 
-    In a folder each sample is a file, so `file_ids`, `offsets` and `sizes` are None and names are the files' paths.
+    In a folder each sample is a file, so `file_ids`, `offsets` and `sizes` are None and names are the files' paths. In
+    Parquet files `offsets` are rows, and samples have no names but their places.
     """
 
     source: str
     root: str  # what `files` are relative to
     files: StringTable  # [F]
-    names: StringTable  # [S]
+    names: StringTable | None  # [S]
     labels: np.ndarray  # int32 [S], -1: none
     class_names: list[str]  # [C]
     file_ids: np.ndarray | None = None  # int32 [S]
     offsets: np.ndarray | None = None  # int64 [S]
     sizes: np.ndarray | None = None  # int64 [S]
     members: Members | None = None
+    image_column: str = ""  # of Parquet files
+    text_column: str | None = None
 
     @classmethod
     def open(cls, source: str, class_names: Sequence[str] | None = None) -> Index:
-        """Index of a folder, of one `.tar`, or of a pattern of tars with braces and globs.
+        """Index of a folder, of one `.tar` or `.parquet`, or of a pattern of them with braces and globs.
 
         A folder's classes are its first-level folders (below what all paths have in common), where there are two or
-        more; a shard's labels are the numbers in `.cls`. With `class_names` (those of a training set), labels count in
+        more; a shard's labels are the numbers in `.cls`; Parquet files have a column of them. With `class_names` (those of a training set), labels count in
         that list and an unknown class is an error.
         Raises UserError where nothing is there, or what is there cannot be used.
         """
         if not source:
             raise UserError(
-                "data source is empty: give a folder of images, a .tar or a pattern such as 'x-{000..127}.tar'"
+                "data source is empty: give a folder of images, a .tar or .parquet, or a pattern of them such as "
+                "'x-{000..127}.tar'"
             )
         path = os.path.expanduser(source)
         if os.path.isdir(path):
             return _from_folder(source, scan_folder(path), class_names)
-        if not path.endswith(".tar"):
-            if os.path.exists(path):
-                raise UserError(f"data source {source!r} must be a folder, or a file or pattern that ends in .tar")
+        if not path.endswith((".tar", ".parquet")):
+            problem = "is neither" if os.path.exists(path) else f"does not exist (working folder {os.getcwd()!r})"
             raise UserError(
-                f"data source {source!r} does not exist (working folder {os.getcwd()!r}); it must be a folder, or a "
-                f"file or pattern that ends in .tar"
+                f"data source {source!r} {problem}; it must be a folder, or a file or pattern that ends in .tar or "
+                f".parquet"
             )
-        shards = [path] if os.path.isfile(path) else expand_pattern(path)
-        return _from_tars(source, scan_tars(shards), class_names)
+        files = [path] if os.path.isfile(path) else expand_pattern(path)
+        if path.endswith(".parquet"):
+            return _from_parquet(source, scan_parquet(files), class_names)
+        return _from_tars(source, scan_tars(files), class_names)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.labels)
 
     def locate(self, sample_id: int) -> Location:
         """Where the bytes of a sample's image lie."""
@@ -112,17 +123,25 @@ class Index:
         path = os.path.join(self.root, self.files[file_id])
         if self.offsets is None or self.sizes is None:
             return Location(path, 0, WHOLE_FILE)
-        return Location(path, int(self.offsets[sample_id]), int(self.sizes[sample_id]))
+        return Location(path, int(self.offsets[sample_id]), int(self.sizes[sample_id]), self.image_column)
 
     def locate_member(self, sample_id: int, extension: str) -> Location | None:
-        """Where another member of a sample in a shard lies ("txt", "json"); None where it has no such member."""
+        """Where another member of a sample lies ("json" of a shard, "txt" for its caption); None where there is none.
+
+        In a folder it is the file of the same name with that extension; in Parquet files the caption alone is one.
+        """
+        image = self.locate(sample_id)
+        if image.size == WHOLE_FILE:
+            path = f"{os.path.splitext(image.path)[0]}.{extension}"
+            return Location(path, 0, WHOLE_FILE) if os.path.isfile(path) else None
+        if image.size == PARQUET_ROW:
+            return image._replace(column=self.text_column) if self.text_column and extension == CAPTION else None
         if self.members is None or extension not in self.members.extensions:
             return None
         wanted = self.members.extensions.index(extension)
         for entry in range(int(self.members.starts[sample_id]), int(self.members.starts[sample_id + 1])):
             if self.members.extension_ids[entry] == wanted:
-                path = self.locate(sample_id).path
-                return Location(path, int(self.members.offsets[entry]), int(self.members.sizes[entry]))
+                return Location(image.path, int(self.members.offsets[entry]), int(self.members.sizes[entry]))
         return None
 
     def label(self, sample_ids: np.ndarray) -> np.ndarray:
@@ -130,7 +149,10 @@ class Index:
         return self.labels[sample_ids].astype(np.int64)
 
     def name(self, sample_id: int) -> str:
-        """A sample's name for messages: path below the root, or key in its shard."""
+        """A sample's name for messages: path below the root, key in its shard, or row of its Parquet file."""
+        if self.names is None:
+            location = self.locate(sample_id)
+            return f"{os.path.basename(location.path)}, row {location.offset}"
         return self.names[sample_id]
 
 
@@ -180,4 +202,27 @@ def _from_tars(source: str, scan: TarScan, class_names: Sequence[str] | None) ->
         np.frombuffer(scan.offsets, np.int64),
         np.frombuffer(scan.sizes, np.int64),
         members,
+    )
+
+
+def _from_parquet(source: str, scan: ParquetScan, class_names: Sequence[str] | None) -> Index:
+    labels = np.frombuffer(scan.labels, np.int32)
+    if class_names is None:
+        class_names = scan.class_names or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+    elif int(labels.max(initial=-1)) >= len(class_names):
+        raise UserError(
+            f"data source {source!r} has the label {labels.max()}, but there are {len(class_names)} classes"
+        )
+    return Index(
+        source,
+        "",
+        StringTable.from_list(scan.files),
+        None,
+        labels,
+        list(class_names),
+        np.frombuffer(scan.file_ids, np.int32),
+        np.frombuffer(scan.rows, np.int64),
+        np.broadcast_to(np.int64(PARQUET_ROW), len(labels)),
+        image_column=scan.image_column,
+        text_column=scan.text_column,
     )

@@ -27,7 +27,7 @@ from webssl_fast.data.order import positions_of, replacement_ids, sample_ids
 from webssl_fast.data.prefetch import Prefetcher
 from webssl_fast.data.read import SampleReader
 from webssl_fast.errors import UserError
-from webssl_fast.records import Batch, CropRecipe
+from webssl_fast.records import Batch, CropRecipe, Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class EvalBatch(NamedTuple):
 
 
 class EvalLoader:
-    """Every sample once, in the order of the index (or `sample_ids`, in theirs), as central crops.
+    """Every sample once, in the order of the index (or `sample_ids`, in theirs), as `preprocessing` asks for it.
 
     What cannot be decoded is left out and counted; UserError where that is everything. With several ranks, rank r sees
     the samples r, r + world_size, ...
@@ -236,7 +236,7 @@ class EvalLoader:
         index: Index,
         config: DataConfig,
         *,
-        image_size_px: int,
+        preprocessing: Preprocessing,
         batch_size: int,
         sample_ids: Sequence[int] | None = None,
         rank: int = 0,
@@ -246,10 +246,16 @@ class EvalLoader:
         num_threads: int = 1,
     ):
         self._index, self._config = index, config
-        self._image_size_px, self._batch_size, self._dtype = image_size_px, batch_size, dtype
+        self._preprocessing, self._batch_size, self._dtype = preprocessing, batch_size, dtype
         self._ids = np.asarray(range(len(index)) if sample_ids is None else sample_ids, np.int64)[rank::world_size]
         self._prefetch_batches, self._num_threads = prefetch_batches, num_threads
         self.num_bad = 0  # in the pass so far
+        if preprocessing.interpolation != "bicubic" and config.decode.device == "gpu":
+            logger.warning(
+                "images are decoded on the GPU, but this encoder wants them resized by Pillow's %s filter: they go to "
+                "the host and back; data.decode.device=cpu spares that",
+                preprocessing.interpolation,
+            )
 
     def __len__(self) -> int:
         return -(-len(self._ids) // self._batch_size)
@@ -298,7 +304,7 @@ class EvalLoader:
         with source.stream.work():
             loaded = source.map_chunks(lambda ids_B: self._load_ids(source, ids_B), numbered_B)
             images_B3SS = evaluation_crop(
-                loaded.images, self._image_size_px, dtype=self._dtype, num_threads=self._num_threads
+                loaded.images, self._preprocessing, dtype=self._dtype, num_threads=self._num_threads
             )
         ids_B = np.array(loaded.sample_ids, np.int64)
         return EvalBatch(images_B3SS, torch.from_numpy(self._index.label(ids_B)), ids_B), loaded.bad

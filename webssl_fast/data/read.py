@@ -1,4 +1,4 @@
-"""Bytes of a sample: a whole file, or a part of a tar shard."""
+"""Bytes of a sample: a whole file, a part of a tar shard, or a cell of a Parquet file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import threading
 from collections import OrderedDict
 
-from webssl_fast.data.index import WHOLE_FILE, Location
+from webssl_fast.data.index import PARQUET_ROW, WHOLE_FILE, Location
+from webssl_fast.data.parquet import RowReader
 
 MAX_OPEN_SHARDS = 256
 
@@ -21,12 +22,15 @@ class SampleReader:
         self._max_open = max_open
         self._open: OrderedDict[str, _Shard] = OrderedDict()
         self._lock = threading.Lock()
+        self._rows = RowReader()
 
     def read(self, location: Location) -> bytes:
         """The bytes of a sample. Raises OSError where they cannot be read (missing, a folder, no permission, short)."""
         if location.size == WHOLE_FILE:
             with open(location.path, "rb") as file:
                 return file.read()
+        if location.size == PARQUET_ROW:
+            return self._rows.read(location.path, location.offset, location.column)
         data = self._shard(location.path).read(location.size, location.offset)
         if len(data) != location.size:
             raise OSError(f"{location.path!r} ends early: {len(data)} of {location.size} bytes at {location.offset}")
@@ -35,6 +39,7 @@ class SampleReader:
     def close(self) -> None:
         with self._lock:
             self._open.clear()
+        self._rows.close()
 
     def _shard(self, path: str) -> _Shard:
         with self._lock:

@@ -60,17 +60,22 @@ def scan_folder(root: str) -> FolderScan:
     Raises UserError where a folder cannot be listed, or no image is found (naming the extensions looked for).
     """
     names: list[str] = []
-    num_tars = 0
+    others = dict.fromkeys(("tar", "parquet"), 0)
     try:
         for path in _walk(root):
             extension = path.rpartition(".")[2].lower()
             if extension in IMAGE_EXTENSIONS:
                 names.append(os.path.relpath(path, root))
-            num_tars += extension == "tar"
+            if extension in others:
+                others[extension] += 1
     except OSError as error:
         raise UserError(f"data source {root!r}: {error.filename!r} cannot be listed: {error.strerror}") from error
     if not names:
-        hint = f" It holds {num_tars} .tar files: give the pattern {os.path.join(root, '*.tar')!r}." if num_tars else ""
+        hint = "".join(
+            f" It holds {num_files} .{extension} files: give the pattern {os.path.join(root, f'*.{extension}')!r}."
+            for extension, num_files in others.items()
+            if num_files
+        )
         raise UserError(
             f"no images in folder {root!r} or below: looked for files that end in "
             f"{', '.join(sorted(IMAGE_EXTENSIONS))}.{hint}"

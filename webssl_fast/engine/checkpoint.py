@@ -1,6 +1,7 @@
 """Checkpoints of a run: `checkpoints/step_00001000/` with safetensors files, state.json and a manifest of checksums.
 
 A checkpoint is written under another name and renamed when it is complete, so one that carries its name is complete.
+Written in the background, from a copy, one is complete some steps later; there is never more than one in the making.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from webssl_fast.engine.distributed import Distributed
@@ -25,6 +30,7 @@ from webssl_fast.engine.manifest import (
     write_durably,
     write_manifest,
 )
+from webssl_fast.engine.staging import Staging
 from webssl_fast.engine.tensor_files import files_of_rank, read_tensors, write_tensors
 from webssl_fast.errors import UserError
 
@@ -44,42 +50,74 @@ class CheckpointError(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of one run. Every rank calls every method, at the same step."""
+    """The checkpoints of one run. Every rank calls every method, at the same step.
 
-    def __init__(self, folder: Path, distributed: Distributed, *, keep: int, keep_every: int | None):
-        """`keep`: the newest so many stay; so do those at multiples of `keep_every`."""
+    As a context it leaves nothing in the making behind: it ends as `finish` does, and where an error ends it, it waits
+    all the same and logs what became of the last save.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        distributed: Distributed,
+        *,
+        keep: int,
+        keep_every: int | None,
+        asynchronous: bool = False,
+        timeout_s: float | None = None,
+    ):
+        """`keep`: the newest so many stay; so do those at multiples of `keep_every`. `asynchronous`: on a thread beside
+        training, whose ranks wait at most `timeout_s` for each other (None: a day)."""
         self._folder = folder
         self._distributed = distributed
         self._keep = keep
         self._keep_every = keep_every
+        self._writers = distributed  # the ranks, as the thread that writes sees them
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: Future[Path] | None = None
+        if asynchronous:
+            self._writers = distributed.for_another_thread(timeout_s or 86_400)
+            self._staging = Staging(distributed.device)
+            # A new thread's GPU is the host's first, whatever its process computes on.
+            own_gpu = partial(torch.cuda.set_device, distributed.device) if distributed.device.type == "cuda" else None
+            self._thread = ThreadPoolExecutor(1, "webssl-checkpoint", initializer=own_gpu)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.finish()
+        except Exception as failure:
+            if error is None:
+                raise
+            _log.error("the last save failed too: %s", failure)
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._staging.close()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Writes a checkpoint and then removes those that retention no longer keeps. Returns its folder.
 
+        Asynchronously, this returns as soon as the previous one is complete and `tensors` are copied. One that fails in
+        the background is logged at once, and the next is then waited for: the run goes on if that one succeeds.
+
         Raises CheckpointError on every rank if one could not write; earlier checkpoints are then as they were.
         """
-        target = self._folder / f"step_{step:08d}"
-        unfinished = self._folder / f"saving_step_{step:08d}"
-        try:
-            self._together(lambda: self._begin(unfinished))
-            self._together(lambda: write_tensors(unfinished, tensors, self._distributed))
-            mine = self._together(
-                lambda: {p.name: digest(p) for p in files_of_rank(unfinished, self._distributed.rank)}
-            )
-            digests = {name: value for of_rank in self._distributed.gather(mine) for name, value in of_rank.items()}
-            self._together(lambda: self._finish(unfinished, target, digests, state))
-        except OSError as error:
-            if self._distributed.is_main:
-                shutil.rmtree(unfinished, ignore_errors=True)
-            left = _complete(self._folder)
-            newest = f"the last complete one is {left[0]}" if left else "there is no earlier one"
-            raise CheckpointError(
-                f"could not save a checkpoint in {self._folder}: {error}; {newest}. Make room (fewer "
-                "train.keep_checkpoints, a larger train.keep_every) and start again: the run resumes by itself"
-            ) from error
-        if self._distributed.is_main:
-            self._retain()
-        return target
+        if self._thread is None:
+            return self._write(step, tensors, state)
+        previous = self._outcome()
+        self._pending = self._thread.submit(self._write_beside_training, step, self._staging.copy(tensors), state)
+        if previous is not None:
+            self.finish()
+        return self._target(step)
+
+    def finish(self) -> None:
+        """Waits until nothing is in the making. Raises CheckpointError if the last save failed."""
+        failure = self._outcome()
+        if failure is not None:
+            raise failure
 
     def load_newest(
         self, tensors: Mapping[str, Tensor], check: Callable[[dict[str, Any]], None] = lambda state: None
@@ -104,16 +142,62 @@ class Checkpoints:
                     "from a copy, or remove them to start the run anew"
                 )
             return None
-        state = _read_state(folder)
+        state = read_state(folder)
         check(state)
         read_tensors(folder, tensors, self._distributed)
         self._distributed.barrier()
+        if self._distributed.is_main:
+            for path in self._folder.glob("saving_*"):
+                _log.warning("%s is what a process left that ended while it saved; it is not used", path)
         for path, fault in damaged:
             if self._distributed.is_main:
                 _log.error("DAMAGED CHECKPOINT set aside, the run goes back to %s: %s", folder.name, fault)
                 _remove(path.with_name(path.name + ".damaged"))
                 path.rename(path.with_name(path.name + ".damaged"))
         return state
+
+    def _outcome(self) -> CheckpointError | None:
+        """Waits for the save in the making; what became of it."""
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None:
+                pending.result()
+        except CheckpointError as failure:
+            return failure
+        return None
+
+    def _write_beside_training(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+        try:
+            return self._write(step, tensors, state)
+        except CheckpointError as failure:
+            if self._distributed.is_main:
+                _log.error("STEP %d IS NOT SAVED, and the next checkpoint must succeed: %s", step, failure)
+            raise
+
+    def _target(self, step: int) -> Path:
+        return self._folder / f"step_{step:08d}"
+
+    def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+        target = self._target(step)
+        unfinished = self._folder / f"saving_{target.name}"
+        try:
+            self._together(lambda: self._begin(unfinished))
+            self._together(lambda: write_tensors(unfinished, tensors, self._writers))
+            mine = self._together(lambda: {p.name: digest(p) for p in files_of_rank(unfinished, self._writers.rank)})
+            digests = {name: value for of_rank in self._writers.gather(mine) for name, value in of_rank.items()}
+            self._together(lambda: self._finish(unfinished, target, digests, state))
+        except OSError as error:
+            if self._distributed.is_main:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            left = _complete(self._folder)
+            newest = f"the last complete one is {left[0]}" if left else "there is no earlier one"
+            raise CheckpointError(
+                f"could not save a checkpoint in {self._folder}: {error}; {newest}. Make room (fewer "
+                "train.keep_checkpoints, a larger train.keep_every) and start again: the run resumes by itself"
+            ) from error
+        if self._distributed.is_main:
+            self._retain()
+        return target
 
     def _together(self, action: Callable[[], Any]) -> Any:
         """Runs `action` on every rank, and raises OSError on every rank if it failed on one."""
@@ -123,7 +207,7 @@ class Checkpoints:
             result = action()
         except OSError as caught:
             error = caught
-        failures = [text for text in self._distributed.gather(str(error) if error else None) if text]
+        failures = [text for text in self._writers.gather(str(error) if error else None) if text]
         if failures:
             raise error or OSError(failures[0])
         return result
@@ -134,6 +218,7 @@ class Checkpoints:
             for path in self._folder.iterdir():
                 if _UNFINISHED.fullmatch(path.name):  # what a killed process left
                     _remove(path)
+            self._retain()  # makes room where a full disk ended the run and fewer are now to be kept
             unfinished.mkdir()
 
     def _finish(self, unfinished: Path, target: Path, digests: dict[str, str], state: Mapping[str, Any]) -> None:
@@ -159,22 +244,23 @@ class Checkpoints:
             _remove(path)
 
 
-def load_weights(path: str | Path, method: Method, distributed: Distributed) -> dict[str, Any]:
-    """Reads the weights of a checkpoint into `method`, in place, and nothing else; returns the checkpoint's state.
+def load_weights(
+    path: str | Path, module: Method | nn.Module, distributed: Distributed, prefix: str = METHOD_PREFIX
+) -> dict[str, Any]:
+    """Reads weights of a checkpoint into `module`, in place, and nothing else; returns the checkpoint's state.
 
-    path  a run's output_dir, its `checkpoints` folder, or one checkpoint; of the first two, the newest is read
+    path    a run's output_dir, its `checkpoints` folder, or one checkpoint; of the first two, the newest is read
+    module  the method, or with `prefix` a part of it
 
-    Raises FileNotFoundError where no checkpoint is, CheckpointError if it is damaged, and TensorMismatch, with `method`
+    Raises FileNotFoundError where no checkpoint is, CheckpointError if it is damaged, and TensorMismatch, with `module`
     as it was, if it is of another architecture.
     """
-    assert isinstance(method, nn.Module)
+    assert isinstance(module, nn.Module)
     folder = find_checkpoint(path)
-    fault = _fault(folder, distributed)
-    if fault is not None:
-        raise CheckpointError(f"{fault}. Name an earlier checkpoint of the run, or restore this one from a copy")
-    tensors = {METHOD_PREFIX + name: tensor for name, tensor in method.state_dict().items()}
-    read_tensors(folder, tensors, distributed, prefix=METHOD_PREFIX)
-    return _read_state(folder)
+    _refuse_damage(folder, distributed)
+    tensors = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    read_tensors(folder, tensors, distributed, prefix=prefix)
+    return read_state(folder)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -209,8 +295,18 @@ def _fault(folder: Path, distributed: Distributed) -> str | None:
     return found[0] if found else None
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / _STATE).read_text(encoding="utf-8"))
+def _refuse_damage(folder: Path, distributed: Distributed) -> None:
+    fault = _fault(folder, distributed)
+    if fault is not None:
+        raise CheckpointError(f"{fault}. Name an earlier checkpoint of the run, or restore this one from a copy")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says besides its tensors. Raises CheckpointError."""
+    try:
+        return json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / _STATE} cannot be read: {error}") from None
 
 
 def _remove(path: Path) -> None:

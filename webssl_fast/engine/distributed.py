@@ -6,11 +6,13 @@ default group that speaks gloo for tensors on the host and, where there are GPUs
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -18,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from webssl_fast.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -31,6 +35,7 @@ class Distributed:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
+    group: dist.ProcessGroup | None = None  # None: the default group
 
     @property
     def is_main(self) -> bool:
@@ -43,7 +48,7 @@ class Distributed:
     def sum_(self, x: Tensor) -> Tensor:
         """Adds up `x` over the ranks, in place; enqueued on the device, not waited for."""
         if self.world_size > 1:
-            dist.all_reduce(x)
+            dist.all_reduce(x, group=self.group)
         return x
 
     def gather(self, value: T) -> list[T]:
@@ -51,8 +56,17 @@ class Distributed:
         if self.world_size == 1:
             return [value]
         values: list[T] = [value] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def for_another_thread(self, timeout_s: float) -> Distributed:
+        """The same ranks in a group of their own, for collectives of host objects on a thread beside this one.
+
+        Every rank calls this. `timeout_s`: how long a collective may wait for a rank.
+        """
+        if self.world_size == 1:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
 
 
 @contextmanager
@@ -73,10 +87,14 @@ def start(device: str = "auto", num_threads: int = 0) -> Iterator[Distributed]:
     if distributed.world_size == 1:
         yield distributed
         return
-    if target.type == "cuda":
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=target)
-    else:
-        dist.init_process_group("gloo")
+    store = _store_of_this_life()
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo",
+        store=store,
+        rank=distributed.rank if store else -1,  # torch finds out for itself, and accepts no rank without a store
+        world_size=distributed.world_size if store else -1,
+        device_id=target if target.type == "cuda" else None,
+    )
     yield distributed
     # Only after a clean run: a rank that failed must not wait for the others, which torchrun is about to end.
     distributed.barrier()
@@ -84,6 +102,29 @@ def start(device: str = "auto", num_threads: int = 0) -> Iterator[Distributed]:
     # A gloo thread frees the tensors of the last collective, for which it needs the interpreter; if that is already
     # shutting down, torch aborts the process (seen in one run out of five).
     time.sleep(0.2)
+
+
+def _store_of_this_life() -> dist.Store | None:
+    """Where the ranks that torchrun started on one host find each other; None: where torch looks by itself.
+
+    torchrun keeps one store over all restarts, and torch reads from it what it finds first: a rank that comes up before
+    another one then waits for the address that the other had in its former life (pytorch issue 167288).
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if not shared or not restarts:
+        return None
+    if int(os.environ["GROUP_WORLD_SIZE"]) > 1:  # whose torchruns count their restarts each for itself
+        if os.environ["RANK"] == "0":
+            _log.warning(
+                "RESTARTS MAY FAIL: torchrun --max-restarts=%d on several hosts needs the environment variable "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started (docs/cluster.md); without it, ranks "
+                "that are started again can look for each other at addresses of before",
+                restarts,
+            )
+        return None
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"life_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def num_cores() -> int:

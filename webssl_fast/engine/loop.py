@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from webssl_fast.config.schema import OptimConfig, TrainConfig
 from webssl_fast.engine import metrics
 from webssl_fast.engine.checkpoint import Checkpoints
+from webssl_fast.engine.data_wait import DataWait
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.jsonl import cut_back
 from webssl_fast.engine.nonfinite import NonfiniteLog
 from webssl_fast.engine.optimizer import Optimizer
 from webssl_fast.engine.run_state import RunState
 from webssl_fast.engine.stopping import StopSignals
+from webssl_fast.engine.watchdog import Watchdog
 from webssl_fast.errors import UserError
 from webssl_fast.records import Batch
 
@@ -104,6 +106,8 @@ def train(
         distributed,
         keep=train_config.keep_checkpoints,
         keep_every=train_config.keep_every,
+        asynchronous=train_config.async_checkpoint,
+        timeout_s=train_config.watchdog.checkpoint_s,
     )
     run = RunState(method, optimizer, nonfinite, window, checkpoints, distributed, train_config, facts or {})
     step = run.resume()
@@ -119,13 +123,17 @@ def train(
         tensorboard=train_config.tensorboard,
     )
     clock = metrics.Clock()
+    data_wait = DataWait(distributed)
+    watchdog = Watchdog(train_config.watchdog, distributed)
     signum: int | None = None
     last = train_config.num_steps
 
     def log() -> None:
+        watchdog.begin("logging", step - 1)
         values, num_bad = window.read()
         run.bad_samples += num_bad
-        speed = clock.read(train_config.global_batch_size, loader.data_wait_seconds)
+        speed = clock.read(train_config.global_batch_size, data_wait.read(loader.data_wait_seconds))
+        data_wait.judge(step, speed["data_wait_share"])
         samples_seen = step * train_config.global_batch_size
         line: dict[str, float | int] = {
             **values,
@@ -147,17 +155,26 @@ def train(
 
     def judge() -> None:
         assert evaluate is not None
+        watchdog.begin("evaluation", step - 1)
         with clock.paused(), _undisturbed(method, distributed.device):
             scores = evaluate(step)
         reporter.line(step, {f"eval/{name}": value for name, value in scores.items()})
 
     try:
-        with StopSignals(distributed) as signals, _manual_garbage_collection():
+        with watchdog, StopSignals(distributed) as signals, checkpoints, _manual_garbage_collection():
             if step == 0 and evaluate is not None:
                 judge()
             while step < last and signum is None:
                 found_inf, sample_ids = _step(
-                    method, loader, optimizer, window, step, num_micro_steps, train_config.precision, distributed
+                    method,
+                    loader,
+                    optimizer,
+                    window,
+                    watchdog,
+                    step,
+                    num_micro_steps,
+                    train_config.precision,
+                    distributed,
                 )
                 nonfinite.record(step, sample_ids, found_inf)
                 step += 1
@@ -170,6 +187,7 @@ def train(
                     judge()
                 signum = signals.agreed()
                 if step % train_config.checkpoint_every == 0 or step == last or signum is not None:
+                    watchdog.begin("checkpoint", step - 1)
                     with clock.paused():
                         run.save(step)
     finally:
@@ -201,6 +219,7 @@ def _step(
     loader: Loader,
     optimizer: Optimizer,
     window: metrics.MetricsWindow,
+    watchdog: Watchdog,
     step: int,
     num_micro_steps: int,
     precision: str,
@@ -211,7 +230,9 @@ def _step(
     loss_sum = torch.zeros((), device=device)
     sample_ids = []
     for micro_step in range(num_micro_steps):
+        watchdog.begin("loading data", step)
         host_batch = loader.batch(step, micro_step)
+        watchdog.begin("computing", step)
         sample_ids.append(host_batch.sample_ids)
         batch = host_batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

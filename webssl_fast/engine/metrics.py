@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from webssl_fast.engine.distributed import Distributed
-from webssl_fast.engine.jsonl import append_lines, cut_back
+from webssl_fast.engine.jsonl import JsonLines, cut_back
 from webssl_fast.errors import UserError
 
 # Dense bf16 peak without sparsity, TFLOP/s, from NVIDIA's data sheets; matched against the device's name in this order.
@@ -143,12 +143,12 @@ class Reporter:
 
     def __init__(self, output_dir: Path, distributed: Distributed, *, step: int, num_steps: int, tensorboard: bool):
         """`step`: where the run (re)starts; lines of later steps are cut away."""
-        self._path = output_dir / "metrics.jsonl"
+        self._lines = JsonLines(output_dir / "metrics.jsonl")
         self._active = distributed.is_main
         self._tensorboard: Any = None
         if not self._active:
             return
-        cut_back(self._path, step)
+        cut_back(self._lines.path, step)
         if tensorboard:
             self._tensorboard = _summary_writer(output_dir / "tensorboard", step)
         # A log file gets a line every half minute, a terminal a moving bar.
@@ -162,7 +162,7 @@ class Reporter:
     def line(self, step: int, values: Mapping[str, float | int]) -> None:
         if not self._active:
             return
-        append_lines(self._path, [{"step": step, **values}])
+        self._lines.append([{"step": step, **values}])
         if "loss" in values:
             self._bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
         if self._tensorboard is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from webssl_fast.engine.distributed import Distributed
-from webssl_fast.engine.jsonl import append_lines
+from webssl_fast.engine.jsonl import JsonLines
 from webssl_fast.errors import UserError
 
 
@@ -24,7 +24,7 @@ class NonfiniteLog:
     """The last `capacity` steps' flags on the device, and their sample ids on the host, until they are flushed."""
 
     def __init__(self, path: Path, distributed: Distributed, *, capacity: int, max_in_a_row: int):
-        self._path = path
+        self._lines = JsonLines(path)
         self._distributed = distributed
         self._max_in_a_row = max_in_a_row
         device = distributed.device
@@ -61,11 +61,11 @@ class NonfiniteLog:
                     {"step": step + 1, "sample_ids": sorted(i for ids in ids_of_ranks for i in ids[index])}
                     for index, (step, _) in enumerate(bad)
                 ]
-                append_lines(self._path, lines)
+                self._lines.append(lines)
         if longest >= self._max_in_a_row:
             raise NonfiniteError(
                 f"loss or gradient was not finite in {longest} steps in a row (train.max_nonfinite_steps="
-                f"{self._max_in_a_row}); none of them touched the weights. Their sample ids are in {self._path}. "
+                f"{self._max_in_a_row}); none of them touched the weights. Their sample ids are in {self._lines.path}. "
                 "Look at those images, or resume from the last checkpoint with a lower optim.base_lr or a smaller "
                 "optim.clip_grad_norm"
             )

@@ -36,10 +36,9 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], distributed: Dist
         str(folder), fqn_to_index_mapping=_file_indices(tensors, distributed.world_size), save_distributed=True
     )
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            packed = {name: tensor.contiguous() for name, tensor in tensors.items()}  # safetensors takes no other
-            dcp.save(packed, storage_writer=writer, no_dist=single)
+        _accept_one_process()
+        packed = {name: tensor.contiguous() for name, tensor in tensors.items()}  # safetensors takes no other
+        dcp.save(packed, storage_writer=writer, process_group=distributed.group, no_dist=single)
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from error
@@ -70,9 +69,14 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], distributed: Distr
             f"the checkpoint {folder} is of another architecture: {'; '.join(mismatches[:5])}{more}. Nothing was "
             "changed. Run it with the config.yaml that stands beside its checkpoints, or choose another output_dir"
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=distributed.world_size == 1)
+    _accept_one_process()
+    dcp.load(dict(tensors), storage_reader=reader, no_dist=distributed.world_size == 1)
+
+
+def _accept_one_process() -> None:
+    """Ends what DCP says of every save and load of one process; for good, since warnings.catch_warnings would undo what
+    another thread does meanwhile."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def _file_indices(tensors: Mapping[str, Tensor], world_size: int) -> dict[str, int]:

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from webssl_fast.models.checkpoint_layouts import Weights
+from webssl_fast.models.encoders import Encoder
 from webssl_fast.records import Batch, CropRecipe
 
 
@@ -73,6 +75,16 @@ class Method(Protocol):
         """Runs after the optimizer's step (EMA)."""
         ...
 
-    def encoder(self) -> nn.Module:
-        """The network to be judged (the EMA teacher's backbone): images [B, 3, S, S] -> records.Features."""
+    def encoder(self) -> Encoder:
+        """The network to be judged (the EMA teacher's backbone)."""
+        ...
+
+
+@runtime_checkable
+class ContinuesFromWeights(Protocol):
+    """A method that can go on from a published network (`method.init_from`)."""
+
+    def start_from(self, weights: Weights) -> None:
+        """Every network takes up these weights; what they lack stays as it is. Called on every rank, sharded or not.
+        Raises UserError, with the method as it was, where they are of other sizes than the config's."""
         ...

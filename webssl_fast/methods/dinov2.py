@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from webssl_fast import draws, schedules
 from webssl_fast.config.schema import CropsConfig, DinoV2Config, ModelConfig, OptimConfig
-from webssl_fast.errors import ConfigError
+from webssl_fast.errors import ConfigError, UserError
 from webssl_fast.methods.base import ParameterGroup
 from webssl_fast.methods.ema import copy_parameters, ema_update
 from webssl_fast.methods.losses import koleo
@@ -25,8 +25,11 @@ from webssl_fast.methods.masking import group_masks
 from webssl_fast.methods.parameter_groups import vit_parameter_groups
 from webssl_fast.methods.prototype_targets import PrototypeTargets, Targets
 from webssl_fast.models.block import KeptSequences
+from webssl_fast.models.checkpoint_layouts import HEADS, Weights
+from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.heads import PrototypeHead
-from webssl_fast.models.vit import Encoder, VisionTransformer
+from webssl_fast.models.init import assign
+from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.ops.prototype_cross_entropy import prototype_cross_entropy
 from webssl_fast.records import Batch, CropRecipe
 
@@ -107,6 +110,25 @@ class DinoV2(nn.Module):
         self.dino_targets.reset()
         self.ibot_targets.reset()
 
+    def start_from(self, weights: Weights) -> None:
+        """A published teacher becomes teacher and student alike; heads that it comes without stay as they are."""
+        config, model = self.config, self.student.backbone.config
+        wanted = {"model.preset": model.preset, "model.image_size_px": model.image_size_px}
+        found = {"model.preset": weights.preset, "model.image_size_px": weights.image_size_px}
+        if weights.heads:
+            for head in HEADS:
+                for key, value in weights.head_config(head).model_dump().items():
+                    found[f"method.{head}.{key}"] = value
+                    wanted[f"method.{head}.{key}"] = getattr(getattr(config, head), key)
+        changes = [f"{key}={value} (now {wanted[key]})" for key, value in found.items() if value != wanted[key]]
+        if changes:
+            raise UserError(f"{weights.source} is of other sizes than this run; set {', '.join(changes)}")
+        for networks in (self.teacher, self.student):
+            networks.backbone.assign_unpadded(weights.backbone)
+            for name, parameter in networks.named_parameters():
+                if name in weights.heads:
+                    assign(parameter, weights.heads[name])
+
     def schedule_values(self, step: int) -> dict[str, float]:
         c = self.config
         return {
@@ -114,8 +136,8 @@ class DinoV2(nn.Module):
             "ema_momentum": schedules.cosine(step, *c.ema_momentum, self.num_steps),
         }
 
-    def encoder(self) -> nn.Module:
-        return Encoder(self.teacher.backbone)
+    def encoder(self) -> BackboneEncoder:
+        return BackboneEncoder(self.teacher.backbone, name=self.name)
 
     def after_step(self, step: int) -> None:
         ema_update(self.teacher, self.student, self.schedule_values(step)["ema_momentum"])

@@ -20,27 +20,27 @@ def _generator(key: Key) -> torch.Generator:
 
 
 @torch.no_grad()
-def _assign(parameter: Tensor, whole: Tensor) -> None:
+def assign(parameter: Tensor, whole: Tensor) -> None:
+    """parameter = whole, of which a sharded parameter keeps its shard; every rank passes the same values."""
     if isinstance(parameter, DTensor):
+        whole = whole.to(parameter.device_mesh.device_type, parameter.dtype)
         # Every rank has computed the same tensor: nothing needs to be sent.
-        whole = whole.to(parameter.device_mesh.device_type)
-        parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None))
-    else:
-        parameter.copy_(whole)
+        whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(whole)
 
 
 def truncated_normal(parameter: Tensor, key: Key, std: float) -> None:
     """Normal of that standard deviation, cut at +-2 (absolute, as torch.nn.init.trunc_normal_ has it)."""
     whole = torch.empty(parameter.shape)
-    _assign(parameter, nn.init.trunc_normal_(whole, std=std, generator=_generator(key)))
+    assign(parameter, nn.init.trunc_normal_(whole, std=std, generator=_generator(key)))
 
 
 def normal(parameter: Tensor, key: Key, std: float) -> None:
-    _assign(parameter, torch.empty(parameter.shape).normal_(std=std, generator=_generator(key)))
+    assign(parameter, torch.empty(parameter.shape).normal_(std=std, generator=_generator(key)))
 
 
 def uniform(parameter: Tensor, key: Key, bound: float) -> None:
-    _assign(parameter, torch.empty(parameter.shape).uniform_(-bound, bound, generator=_generator(key)))
+    assign(parameter, torch.empty(parameter.shape).uniform_(-bound, bound, generator=_generator(key)))
 
 
 @torch.no_grad()

@@ -6,16 +6,17 @@ Dimensions: B crops of one size, N patches, T packed tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from webssl_fast.config.schema import ModelConfig
 from webssl_fast.errors import ConfigError
+from webssl_fast.models import swiglu_padding
 from webssl_fast.models.block import Block, Groups, KeptSequences
 from webssl_fast.models.embed import PatchEmbed, interpolate_pos_embed
-from webssl_fast.models.init import constant, normal, truncated_normal, uniform
+from webssl_fast.models.init import assign, constant, normal, truncated_normal, uniform
 from webssl_fast.models.presets import preset, swiglu_hidden_dim
 from webssl_fast.records import Features
 
@@ -56,6 +57,23 @@ class VisionTransformer(nn.Module):
         masks  for each group None or a bool [B, N]: True where the patch is replaced by the mask token
         kept   for each block what drop-path leaves of the attention and the MLP branch; None: everything
         """
+        x_TD, groups = self._embed(crops, masks)
+        for i, block in enumerate(self.blocks):
+            x_TD = block(x_TD, groups, None if kept is None else kept[i])
+        return _unpack(self.norm(x_TD), groups)
+
+    def block_features(self, images_B3HW: Tensor, blocks: Sequence[int], *, final_norm: bool) -> list[Features]:
+        """Features after each of `blocks` (0 is the first), in that order; `final_norm`: through the last LayerNorm."""
+        x_TD, groups = self._embed([images_B3HW], None)
+        after: dict[int, Features] = {}
+        for i, block in enumerate(self.blocks[: max(blocks) + 1]):
+            x_TD = block(x_TD, groups)
+            if i in blocks:
+                (after[i],) = _unpack(self.norm(x_TD) if final_norm else x_TD, groups)
+        return [after[i] for i in blocks]
+
+    def _embed(self, crops: Sequence[Tensor], masks: Sequence[Tensor | None] | None) -> tuple[Tensor, Groups]:
+        """Packed tokens [T, D] before the first block, and their groups."""
         tokens, groups = [], []
         embedded = self.patch_embed(list(crops))
         for i, (crop, patch_BND) in enumerate(zip(crops, embedded, strict=True)):
@@ -67,16 +85,7 @@ class VisionTransformer(nn.Module):
             cls_B1D = (self.cls_token + pos_1ND[:, :1]).expand(B, -1, -1)
             tokens.append(torch.cat([cls_B1D, patch_BND + pos_1ND[:, 1:]], dim=1).flatten(0, 1))
             groups.append((B, 1 + h * w))
-        packed: Groups = tuple(groups)
-        x_TD = torch.cat(tokens)
-        for i, block in enumerate(self.blocks):
-            x_TD = block(x_TD, packed, None if kept is None else kept[i])
-        x_TD = self.norm(x_TD)
-        outputs = []
-        for part_TD, (B, length) in zip(x_TD.split([b * n for b, n in packed]), packed, strict=True):
-            part_BND = part_TD.view(B, length, -1)
-            outputs.append(Features(part_BND[:, 0], part_BND[:, 1:]))
-        return outputs
+        return torch.cat(tokens), tuple(groups)
 
     def initialize(self, seed: int, prefix: str) -> None:
         """DINOv2's initialisation. Every tensor is a function of (seed, prefix + its name), whatever the sharding."""
@@ -110,17 +119,27 @@ class VisionTransformer(nn.Module):
                 p.view(2, padded, -1)[:, hidden:].zero_()
             block.mlp.w3.weight[:, hidden:].zero_()
 
+    def unpadded_state_dict(self) -> dict[str, Tensor]:
+        """The weights without the SwiGLU's padding, as models of the preset's own hidden size have them; the tensors
+        must be whole. ValueError if padding is not zero."""
+        return swiglu_padding.map_state(swiglu_padding.unpad, self.state_dict(), *self._hidden_dims())
 
-class Encoder(nn.Module):
-    """A backbone as evaluations see it: one size of images, every token, after the final norm."""
+    @torch.no_grad()
+    def assign_unpadded(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up weights of the preset's own hidden size, of any float dtype; a sharded parameter keeps its shard."""
+        for name, parameter in self.named_parameters():
+            assign(parameter, swiglu_padding.pad(name, state[name], *self._hidden_dims()))
 
-    def __init__(self, backbone: VisionTransformer):
-        super().__init__()
-        self.backbone = backbone
+    def _hidden_dims(self) -> tuple[int, int]:
+        return self.unpadded_hidden_dim, swiglu_hidden_dim(self.width, self.config.swiglu_pad_multiple)
 
-    def forward(self, images: Tensor) -> Features:
-        """[B, 3, H, W] -> Features of [B, D] and [B, N, D]."""
-        return self.backbone([images])[0]
+
+def _unpack(x_TD: Tensor, groups: Groups) -> list[Features]:
+    outputs = []
+    for part_TD, (B, length) in zip(x_TD.split([b * n for b, n in groups]), groups, strict=True):
+        part_BND = part_TD.view(B, length, -1)
+        outputs.append(Features(part_BND[:, 0], part_BND[:, 1:]))
+    return outputs
 
 
 def _nearest_multiples(value: int, multiple: int) -> str:

@@ -15,6 +15,7 @@ Dimensions: S student rows, R teacher rows, M pairs of a student row, K prototyp
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -214,6 +215,29 @@ def _forward_cuda(*arguments) -> tuple[Tensor, Tensor]:
     kernel = _library.cuda_kernel("prototype_cross_entropy_cuda")
     with _library.cuda_stream(arguments[0].device) as stream:
         return _run_forward(kernel, arguments, stream)
+
+
+def forward_kernel(
+    student_logits_SK: Tensor, teacher_logits_RK: Tensor, prototype_potential_K: Tensor
+) -> Literal["cluster", "block"]:
+    """Which kernel computes loss and gradient on these CUDA tensors, whose prototypes are contiguous.
+
+    "cluster" reads each logit once; it needs an sm_90 GPU, 32,768 to 131,072 prototypes (a multiple of 8), and rows and
+    potentials that start at multiples of 16 bytes. "block" is for all others, and reads the logits a second time,
+    mostly from the L2 cache.
+    """
+    with _library.cuda_stream(student_logits_SK.device):
+        on_clusters = _library.cuda_kernel("prototype_cross_entropy_on_clusters_cuda")(
+            student_logits_SK.data_ptr(),
+            student_logits_SK.dtype == torch.bfloat16,
+            student_logits_SK.stride(0),
+            teacher_logits_RK.data_ptr(),
+            teacher_logits_RK.dtype == torch.bfloat16,
+            teacher_logits_RK.stride(0),
+            prototype_potential_K.data_ptr(),
+            prototype_potential_K.shape[0],
+        )
+    return "cluster" if on_clusters else "block"
 
 
 def _backward_cpu(grad_SK: Tensor, grad_loss: Tensor) -> None:

@@ -19,6 +19,7 @@ Dimensions: R rows (tokens), K prototypes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -194,7 +195,9 @@ def _run_column_pass(kernel: Callable, arguments: tuple, *last_arguments: int) -
     return max_K, sum_K
 
 
-def _run_row_pass(kernel: Callable, num_partitions: int, arguments: tuple, last_argument: int) -> tuple[Tensor, Tensor]:
+def _run_row_pass(
+    kernel: Callable, num_partitions: int, arguments: tuple, *last_arguments: int
+) -> tuple[Tensor, Tensor]:
     """Calls the CPU kernel, whose last argument is a number of threads, or the CUDA kernel, where it is a stream."""
     logits_RK, temperature, prototype_potential_K, row_mask_R, _ = arguments
     logits_RK = _contiguous_prototypes(logits_RK)
@@ -208,7 +211,7 @@ def _run_row_pass(kernel: Callable, num_partitions: int, arguments: tuple, last_
         row_potential_R.data_ptr(),
         column_sum_K.data_ptr(),
         partial_sum_PK.data_ptr(),
-        last_argument,
+        *last_arguments,
     )
     return row_potential_R, column_sum_K
 
@@ -225,7 +228,7 @@ def _row_pass_cpu(*arguments) -> tuple[Tensor, Tensor]:
 def _column_pass_cuda(*arguments) -> tuple[Tensor, Tensor]:
     kernel = _library.cuda_kernel("sinkhorn_column_pass_cuda")
     logits_RK = arguments[0]
-    num_partitions = _library.C.sinkhorn_num_row_partitions_cuda(logits_RK.shape[0])
+    num_partitions = _library.cuda_kernel("sinkhorn_num_column_partitions_cuda")(*logits_RK.shape)
     partial_2PK = logits_RK.new_empty(2, num_partitions, logits_RK.shape[1], dtype=torch.float32)
     with _library.cuda_stream(logits_RK.device) as stream:
         return _run_column_pass(kernel, arguments, partial_2PK.data_ptr(), stream)
@@ -233,10 +236,32 @@ def _column_pass_cuda(*arguments) -> tuple[Tensor, Tensor]:
 
 def _row_pass_cuda(*arguments) -> tuple[Tensor, Tensor]:
     kernel = _library.cuda_kernel("sinkhorn_row_pass_cuda")
-    logits_RK = arguments[0]
-    num_partitions = _library.C.sinkhorn_num_row_partitions_cuda(logits_RK.shape[0])
+    logits_RK, temperature, prototype_potential_K, row_mask_R, with_column_sums = arguments
+    # Before the kernel is chosen, since that hangs on their addresses.
+    logits_RK, prototype_potential_K = _contiguous_prototypes(logits_RK), prototype_potential_K.contiguous()
+    on_clusters = with_column_sums and row_pass_kernel(logits_RK, prototype_potential_K) == "cluster"
+    num_partitions = _library.cuda_kernel("sinkhorn_num_row_partitions_cuda")(*logits_RK.shape, on_clusters)
+    arguments = (logits_RK, temperature, prototype_potential_K, row_mask_R, with_column_sums)
     with _library.cuda_stream(logits_RK.device) as stream:
-        return _run_row_pass(kernel, num_partitions, arguments, stream)
+        return _run_row_pass(kernel, num_partitions, arguments, on_clusters, stream)
+
+
+def row_pass_kernel(logits_RK: Tensor, prototype_potential_K: Tensor) -> Literal["cluster", "slabs"]:
+    """Which kernel computes a row pass with prototype sums on these CUDA tensors.
+
+    "cluster" reads the logits once; it needs an sm_90 GPU, 32,768 to 131,072 prototypes (a multiple of 8), and rows and
+    potentials that start at multiples of 16 bytes. "slabs" is for all others, and reads the logits a second time from
+    the L2 cache.
+    """
+    with _library.cuda_stream(logits_RK.device):
+        on_clusters = _library.cuda_kernel("sinkhorn_row_pass_on_clusters_cuda")(
+            logits_RK.data_ptr(),
+            logits_RK.dtype == torch.bfloat16,
+            *logits_RK.shape,
+            logits_RK.stride(0),
+            prototype_potential_K.data_ptr(),
+        )
+    return "cluster" if on_clusters else "slabs"
 
 
 def _contiguous_prototypes(logits_RK: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`webssl eval`: a checkpoint's frozen encoder, judged beside an untrained one of the same architecture."""
+"""`webssl eval`: a frozen encoder is judged; that of an own run beside an untrained one of the same architecture."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import nn
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import EvalLoader, loader_threads
-from webssl_fast.engine import sharding
-from webssl_fast.engine.checkpoint import load_weights
 from webssl_fast.engine.distributed import Distributed
-from webssl_fast.errors import ConfigError
+from webssl_fast.errors import ConfigError, UserError
 from webssl_fast.evals.knn import evaluate_knn
-from webssl_fast.recipes.setup import describe_method, prepared
-from webssl_fast.records import EvalResult
+from webssl_fast.models.encoders import Encoder
+from webssl_fast.recipes.encoder_source import is_own_training, load_encoder, untrained_twin
+from webssl_fast.recipes.setup import prepared
+from webssl_fast.records import EvalResult, Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -43,52 +43,68 @@ class KnnSources:
 
 
 def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Evaluates by a config; prints a table, writes `output_dir/eval.json`, and returns its content."""
+    """Evaluates by a config; prints a table, writes `output_dir/eval.json`, and returns the scores."""
     with prepared(config_path, overrides) as (config, ranks):
-        method = describe_method(config)
         sources = KnnSources.open(config)
-        sharding.materialize(method, config.seed, ranks, config.train.precision)
-        untrained = knn(method.encoder(), sources, config, ranks)
-        state = load_weights(config.eval.checkpoint or config.output_dir, method, ranks)
-        trained = knn(method.encoder(), sources, config, ranks)
-        results = {"trained": trained.scores, "untrained": untrained.scores}
+        if not config.eval.checkpoint and not Path(config.output_dir).is_dir():
+            raise UserError(f"there is no run at output_dir {config.output_dir}: train first, or set eval.checkpoint")
+        source = config.eval.checkpoint or config.output_dir
+        encoder = load_encoder(source, ranks.device)
+        judged = {"trained": encoder}
+        if is_own_training(source):
+            judged["untrained"] = untrained_twin(encoder, config.seed)
+        results = {key: knn(each, sources, config, ranks) for key, each in judged.items()}
+        scores = {key: result.scores for key, result in results.items()}
         if ranks.is_main:
             output_dir = Path(config.output_dir)
             output_dir.mkdir(parents=True, exist_ok=True)
-            content = {"evaluation": trained.name, "step": state["step"], **results}
+            content = {"evaluation": results["trained"].name, "encoder": encoder.name, **scores}
             (output_dir / "eval.json").write_text(json.dumps(content, indent=1) + "\n")
-            print(_table(trained, untrained, state["step"], sources))
-    return results
+            print(_table(encoder.name, scores, sources))
+    return scores
 
 
-def knn(encoder: nn.Module, sources: KnnSources, config: RunConfig, ranks: Distributed) -> EvalResult:
+def knn(encoder: Encoder, sources: KnnSources, config: RunConfig, ranks: Distributed) -> EvalResult:
     """k-NN of an encoder. Every rank computes the same, since a sharded encoder needs all of them at each batch."""
+    size_px, patch_px = config.eval.image_size_px or encoder.image_size_px, encoder.patch_size
+    if size_px % patch_px and size_px != encoder.image_size_px:
+        below = max(size_px // patch_px, 1) * patch_px
+        raise ConfigError(
+            f"eval.image_size_px is {size_px}, which is not a multiple of the patch size {patch_px} of {encoder.name}; "
+            f"{below} and {below + patch_px} are"
+        )
+    preprocessing = encoder.preprocessing.at(size_px)
+    assert isinstance(encoder, nn.Module)
     return evaluate_knn(
         encoder,
         config.eval.knn,
-        _batches(sources.train, config),
-        _batches(sources.test, config),
+        _batches(sources.train, config, preprocessing),
+        _batches(sources.test, config, preprocessing),
         ranks.device,
         torch.bfloat16 if config.train.precision == "bf16" else None,
     )
 
 
-def _batches(index: Index, config: RunConfig) -> EvalLoader:
-    assert config.eval.image_size_px is not None and config.data.prefetch_batches is not None
+def _batches(index: Index, config: RunConfig, preprocessing: Preprocessing) -> EvalLoader:
+    assert config.data.prefetch_batches is not None
     return EvalLoader(
         index,
         config.data,
-        image_size_px=config.eval.image_size_px,
+        preprocessing=preprocessing,
         batch_size=config.eval.knn.batch_size,
         prefetch_batches=config.data.prefetch_batches,
         num_threads=loader_threads(config.data, config.data.prefetch_batches, torch.get_num_threads()),
     )
 
 
-def _table(trained: EvalResult, untrained: EvalResult, step: int, sources: KnnSources) -> str:
+def _table(name: str, scores: dict[str, dict[str, float]], sources: KnnSources) -> str:
+    columns = [name, *list(scores)[1:]]
+    widths = [max(len(column) + 2, 12) for column in columns]
     lines = [
         f"k-NN: {len(sources.train)} training, {len(sources.test)} test of {len(sources.train.class_names)} classes",
-        f"{'':22}{f'step {step}':>12}{'untrained':>12}",
+        " " * 22 + "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)),
     ]
-    lines += [f"{name:22}{score:>12.1%}{untrained.scores[name]:>12.1%}" for name, score in trained.scores.items()]
+    for score in scores["trained"]:
+        values = zip(scores.values(), widths, strict=True)
+        lines.append(f"{score:22}" + "".join(f"{of_one[score]:>{width}.1%}" for of_one, width in values))
     return "\n".join(lines)

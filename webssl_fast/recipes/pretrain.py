@@ -14,10 +14,10 @@ from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import TrainLoader, loader_threads
 from webssl_fast.engine import loop, sharding
-from webssl_fast.engine.checkpoint import load_weights
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError, Interrupted
 from webssl_fast.recipes.evaluate import KnnSources, knn
+from webssl_fast.recipes.initial_weights import start_from
 from webssl_fast.recipes.setup import describe_method, num_parameters, prepared
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
         knn_sources = KnnSources.open(config) if config.eval.knn.train_source else None
         sharding.materialize(method, config.seed, ranks, config.train.precision)
         if config.method.init_from:
-            load_weights(config.method.init_from, method, ranks)
+            start_from(config.method.init_from, method, ranks)
 
         output_dir = Path(config.output_dir)
         if ranks.is_main:

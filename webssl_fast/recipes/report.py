@@ -12,12 +12,8 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import EvalLoader
-from webssl_fast.engine import sharding
-from webssl_fast.engine.checkpoint import load_weights
-from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import UserError
-from webssl_fast.models.presets import preset
-from webssl_fast.ops.multi_crop import IMAGENET_MEAN, IMAGENET_STD
+from webssl_fast.recipes.encoder_source import load_encoder, untrained_twin
 from webssl_fast.recipes.setup import describe_method, num_parameters
 from webssl_fast.report.features import FeaturePicture, feature_pictures
 from webssl_fast.report.page import write_report
@@ -49,16 +45,14 @@ def report(run_dir: Path, output: Path | None = None, images: Path | None = None
 
 def _pictures(config: RunConfig, run_dir: Path, images: Path | None) -> list[FeaturePicture]:
     index = Index.open(str(images) if images else config.eval.knn.test_source or config.data.source)
-    here = Distributed(torch.device("cpu"))
-    untrained, trained = describe_method(config), describe_method(config)
-    for method in (untrained, trained):
-        sharding.materialize(method, config.seed, here, config.train.precision)
-    load_weights(run_dir, trained, here)
+    trained = load_encoder(run_dir)
+    untrained = untrained_twin(trained, config.seed)
     spread = torch.linspace(0, len(index) - 1, min(NUM_PICTURES, len(index))).long().tolist()
+    preprocessing = trained.preprocessing.at(PICTURE_PATCHES * trained.patch_size)
     loader = EvalLoader(
         index,
         config.data,
-        image_size_px=PICTURE_PATCHES * preset(config.model.preset).patch_size,
+        preprocessing=preprocessing,
         batch_size=NUM_PICTURES,
         sample_ids=spread,
         num_threads=torch.get_num_threads(),
@@ -67,8 +61,8 @@ def _pictures(config: RunConfig, run_dir: Path, images: Path | None) -> list[Fea
     return feature_pictures(
         [index.name(int(sample_id)) for sample_id in batch.sample_ids],
         batch.images,
-        trained.encoder().eval(),
-        untrained.encoder().eval(),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        trained,
+        untrained,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
     )

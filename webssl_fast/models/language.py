@@ -1,0 +1,84 @@
+"""Language models of transformers as sources of text features: every layer's mean over the tokens of a text.
+
+Dimensions: B texts, T tokens, L layers (the embeddings and each block's output), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from webssl_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LanguageEncoder:
+    """A frozen language model: `encoder(texts)` -> [B, L, D] in fp32."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        device: torch.device,
+        max_tokens: int = 2048,
+    ):
+        self.name, self._model, self._tokenizer, self._device = name, model.to(device).eval(), tokenizer, device
+        tokenizer.padding_side = "right"  # padding then changes no position, absolute or relative
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        positions = getattr(model.config, "max_position_embeddings", None) or max_tokens
+        self._max_tokens = min(max_tokens, positions)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Means over each text's own tokens, padding left out; [B, L, D], fp32, on the CPU. No text may be empty."""
+        empty = [i for i, text in enumerate(texts) if not text.strip()]
+        if empty:
+            raise ValueError(f"texts: number {empty[0]} is empty, and a text without tokens has no mean")
+        tokens: Any = self._tokenizer(
+            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._max_tokens
+        ).to(self._device)
+        hidden_states = self._model(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], output_hidden_states=True
+        ).hidden_states
+        weight_BT1 = tokens["attention_mask"].unsqueeze(-1).float()
+        weight_BT1 = weight_BT1 / weight_BT1.sum(dim=1, keepdim=True)
+        return torch.stack([(states.float() * weight_BT1).sum(dim=1) for states in hidden_states], dim=1).cpu()
+
+
+def load_language_encoder(
+    source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, max_tokens: int = 2048
+) -> LanguageEncoder:
+    """A language model from a folder, a hub id, or a `.gguf` file, with its tokenizer.
+
+    Code that lies beside the weights is never run, and weights are read from safetensors or GGUF alone.
+
+    Raises:
+        ConfigError: transformers is not installed, or nothing that it can load is there.
+    """
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise ConfigError("language models need transformers: pip install 'webssl_fast[hf]'") from error
+    path = Path(source).expanduser()
+    folder, options = (str(path), {}) if path.is_dir() else (source, {})
+    if path.suffix == ".gguf":
+        folder, options = str(path.parent), {"gguf_file": path.name}
+    options |= {"trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        weights = {} if path.suffix == ".gguf" else {"use_safetensors": True}
+        model = AutoModel.from_pretrained(folder, dtype=dtype, **weights, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"cannot load a language model from {source!r}: {error}\n"
+            "It must be a folder or hub id with config.json, tokenizer files and safetensors, or a .gguf file."
+        ) from error
+    return LanguageEncoder(model, tokenizer, source, torch.device(device), max_tokens)

@@ -1,0 +1,64 @@
+"""`webssl convert`: a Web-DINO network from one form into another, bit for bit."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from webssl_fast.config.load import save_config
+from webssl_fast.config.schema import DinoV2Config, RunConfig
+from webssl_fast.engine.checkpoint import METHOD_PREFIX, Checkpoints
+from webssl_fast.engine.distributed import Distributed
+from webssl_fast.models.checkpoint_layouts import HEADS, Weights, backbone_config
+from webssl_fast.models.convert import refuse_existing, write_authors, write_hugging_face
+from webssl_fast.models.encoders import WEB_SSL_PREPROCESSING
+from webssl_fast.recipes.encoder_source import read_weights
+
+logger = logging.getLogger(__name__)
+
+
+def convert(sources: Sequence[str], to: str, output: Path) -> None:
+    """Reads one network (encoder_source.read_weights says from what) and writes it.
+
+    to      "webssl": a .pth of the authors' layout, and `<name>_ssl_heads.pth` where there are heads
+            "hf": a folder for transformers' Dinov2Model
+            "native": a run of ours that holds a teacher, for `eval.checkpoint` and `method.init_from`
+    output  the file or folder; UserError where it exists
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    weights = read_weights(sources)
+    if to == "webssl":
+        written = write_authors(weights, output)
+    elif to == "hf":
+        if weights.heads:
+            logger.warning("the heads of %s are left out: a Dinov2Model has no place for them", weights.source)
+        write_hugging_face(weights, output, WEB_SSL_PREPROCESSING.at(weights.image_size_px))
+        written = [output]
+    else:
+        write_native(weights, output)
+        written = [output]
+    files = " and ".join(map(str, written))
+    print(f"wrote {files}: {weights.preset} at {weights.image_size_px} px, heads: {'yes' if weights.heads else 'no'}")
+
+
+def write_native(weights: Weights, output: Path) -> None:
+    """A run directory whose one checkpoint holds the teacher alone, in fp32. UserError where it exists."""
+    refuse_existing(output)
+    heads = {head: weights.head_config(head) for head in HEADS} if weights.heads else {}
+    config = RunConfig(
+        output_dir=str(output),
+        model=backbone_config(weights.preset, weights.image_size_px),
+        method=DinoV2Config().model_copy(update=heads),
+    )
+    tensors = {f"backbone.{name}": tensor for name, tensor in weights.backbone.items()} | weights.heads
+    checkpoints = Checkpoints(output / "checkpoints", Distributed(torch.device("cpu")), keep=1, keep_every=None)
+    checkpoints.save(
+        0,
+        {f"{METHOD_PREFIX}teacher.{name}": tensor.float() for name, tensor in tensors.items()},
+        {"step": 0, "facts": {}, "converted": {"source": weights.source, "heads": bool(weights.heads)}},
+    )
+    save_config(config, output / "config.yaml")

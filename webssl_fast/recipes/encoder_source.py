@@ -1,0 +1,174 @@
+"""From what a user names to a frozen encoder or its weights: by what the source is, and a refusal where that is not
+clear.
+
+  an own run        its output_dir, its `checkpoints` folder, or one checkpoint
+  authors' files    webssl_<name>.pth, ..._ssl_teacher.pth; where weights are read also a backbone and ..._ssl_heads.pth
+  Hugging Face      a folder with a config.json; an id of the hub, as owner/name
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from webssl_fast.config.load import load_config
+from webssl_fast.config.resolve import resolve
+from webssl_fast.config.schema import RunConfig
+from webssl_fast.engine.checkpoint import METHOD_PREFIX, find_checkpoint, load_weights, read_state
+from webssl_fast.engine.distributed import Distributed
+from webssl_fast.errors import UserError
+from webssl_fast.methods.base import Method
+from webssl_fast.models.checkpoint_layouts import HEADS, Weights, from_authors
+from webssl_fast.models.convert import CONFIG, read_authors, read_hugging_face
+from webssl_fast.models.encoders import WEB_SSL_PREPROCESSING, BackboneEncoder, Encoder
+from webssl_fast.models.hf_encoders import HuggingFaceEncoder, encoder_of_tensors, load_hugging_face
+from webssl_fast.models.mae_layout import is_web_mae, mae_to_hugging_face
+from webssl_fast.models.weight_files import read_pth
+from webssl_fast.recipes.setup import describe_method
+
+logger = logging.getLogger(__name__)
+
+EXPECTED = (
+    "expected a run's output_dir or a checkpoint in it, a .pth file of the Web-SSL authors, a Hugging Face folder with "
+    "a config.json, or an id of the Hugging Face hub like facebook/webssl-dino1b-full2b-224"
+)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HERE = Distributed(torch.device("cpu"))
+
+
+def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Encoder:
+    """A frozen encoder on `device`, in eval mode, in fp32; of an own run what its method judges (the teacher).
+
+    source  as the module says, anything of it
+
+    Raises UserError, naming the source, what was found and what is expected.
+    """
+    encoder: BackboneEncoder | HuggingFaceEncoder
+    kind, path = _kind(source)
+    if kind == "authors":
+        encoder = _authors_encoder(path)
+    elif kind in ("hugging_face", "hub"):
+        encoder = load_hugging_face(path if kind == "hugging_face" else source)
+    else:
+        encoder = _own_encoder(path, torch.device(device))
+    encoder.to(device).eval().requires_grad_(False)
+    assert isinstance(encoder, Encoder)
+    if encoder.cls_source != "cls_token":
+        logger.warning("%s has no class token; %s stands in its place", encoder.name, _STANDS_IN[encoder.cls_source])
+    return encoder
+
+
+_STANDS_IN = {"pooled": "its own pooling of the last block", "patch_mean": "the mean of its patch tokens"}
+
+
+def untrained_twin(encoder: Encoder, seed: int) -> BackboneEncoder:
+    """A fresh network of the architecture of one of ours, on the same device."""
+    assert isinstance(encoder, BackboneEncoder)
+    backbone = type(encoder.backbone)(encoder.backbone.config)
+    backbone.initialize(seed, "backbone")
+    twin = BackboneEncoder(backbone, f"{encoder.name} untrained")
+    return twin.to(encoder.backbone.cls_token.device).eval().requires_grad_(False)
+
+
+def read_weights(sources: Sequence[str | Path]) -> Weights:
+    """The weights of one Web-DINO network, with its heads where the sources have them.
+
+    sources  one as the module says (an own run: its teacher), or the authors' files of a backbone and of its heads
+
+    Raises UserError as `load_encoder` does, and for a network of another kind.
+    """
+    kinds = [_kind(source) for source in sources]
+    if {kind for kind, _ in kinds} == {"authors"}:
+        return read_authors([path for _, path in kinds])
+    if len(kinds) != 1:
+        raise UserError(f"got {' and '.join(map(str, sources))}; several sources must all be .pth files of the authors")
+    kind, path = kinds[0]
+    if kind == "hub":
+        raise UserError(
+            f"{sources[0]} is not on this machine; fetch it first: hf download {sources[0]} --local-dir FOLDER"
+        )
+    return read_hugging_face(path) if kind == "hugging_face" else _own_weights(path)
+
+
+def _kind(source: str | Path) -> tuple[str, Path]:
+    """What the source is: "authors", "hugging_face", "own" or "hub"."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix == ".pth":
+            return "authors", path
+        raise UserError(f"{path} is a file, but not one that ends in .pth; {EXPECTED}")
+    if path.is_dir():
+        if (path / CONFIG).is_file():
+            return "hugging_face", path
+        return "own", path
+    # A path of which a part is there is a path with a mistake, not an id to be asked of the hub.
+    if _HUB_ID.fullmatch(str(source)) and not path.parent.is_dir():
+        return "hub", path
+    raise UserError(f"there is no {source}; {EXPECTED}")
+
+
+def _authors_encoder(path: Path) -> BackboneEncoder | HuggingFaceEncoder:
+    content = read_pth(path)
+    if is_web_mae(content):
+        return encoder_of_tensors(*mae_to_hugging_face(content, str(path)), str(path), WEB_SSL_PREPROCESSING)
+    return BackboneEncoder.from_weights(from_authors({str(path): content}))
+
+
+# ---------------------------------------------------------------- own runs
+
+
+def _open_run(source: Path) -> tuple[Path, RunConfig, Method]:
+    """The checkpoint that `source` means, its run's config, and its method on the meta device."""
+    checkpoint = _find(source)
+    config_path = checkpoint.parent.parent / "config.yaml"
+    if not config_path.is_file():
+        raise UserError(f"{checkpoint} is a checkpoint without its run's config; put that back at {config_path}")
+    config = load_config(config_path)
+    # Of the device that it was trained on: nothing is computed or decoded by this config here.
+    config = resolve(config, world_size=1, device=config.train.device)
+    return checkpoint, config, describe_method(config)
+
+
+def _find(source: Path) -> Path:
+    try:
+        return find_checkpoint(source)
+    except FileNotFoundError:
+        found = ", ".join(sorted(path.name for path in source.iterdir())[:5]) or "nothing"
+        raise UserError(f"{source} holds no checkpoint, but {found}; {EXPECTED}") from None
+
+
+def _own_encoder(source: Path, device: torch.device) -> BackboneEncoder:
+    checkpoint, _, method = _open_run(source)
+    encoder = method.encoder()
+    assert isinstance(method, nn.Module) and isinstance(encoder, BackboneEncoder)
+    prefix = next(name for name, module in method.named_modules() if module is encoder.backbone)
+    encoder.to_empty(device=device)
+    load_weights(checkpoint, encoder.backbone, _HERE, prefix=f"{METHOD_PREFIX}{prefix}.")
+    encoder.name = f"{checkpoint.parent.parent.resolve().name}/{checkpoint.name}"
+    return encoder.float()
+
+
+def _own_weights(source: Path) -> Weights:
+    checkpoint, config, method = _open_run(source)
+    teacher = getattr(method, "teacher", None)
+    if config.method.name != "dinov2" or teacher is None:
+        raise UserError(f"{source} was trained by {config.method.name}; only Web-DINO networks have a published form")
+    if not read_state(checkpoint).get("converted", {"heads": True})["heads"]:
+        teacher = nn.ModuleDict({"backbone": teacher.backbone})
+    teacher.to_empty(device="cpu")
+    load_weights(checkpoint, teacher, _HERE, prefix=f"{METHOD_PREFIX}teacher.")
+    heads = {name: tensor for name, tensor in teacher.state_dict().items() if name.startswith(HEADS)}
+    model = config.model
+    return Weights(str(source), model.preset, model.image_size_px, teacher.backbone.unpadded_state_dict(), heads)
+
+
+def is_own_training(source: str | Path) -> bool:
+    """Whether the source is a checkpoint that training wrote, with everything that the method holds: not a published
+    network, nor one in our form that `webssl convert` made (a teacher without a student)."""
+    kind, path = _kind(source)
+    return kind == "own" and "converted" not in read_state(_find(path))
