@@ -10,8 +10,9 @@ backward.
 GPU, bf16: the same crops of 64 images at ViT-L's 16 heads of 64, and of 16 images at the 7B's 32 heads of 128. The
 rivals (benchmarks/ops/attention_rivals.py) are given q, k and v apart and leave three gradients, so that what packed
 tokens would cost them is not counted. One that fails, or whose output or gradients are wrong, is named in `errors` and
-not timed. `gb_per_s` counts what a forward and a backward must move: 8 D bytes a token (qkv in, output out) and 14 D
-(qkv and the output's gradient in, qkv's gradient out), D = heads x width; its ceiling is a copy in the same run.
+not timed. `graph` is ours captured in a CUDA graph. `gb_per_s` counts what a forward and a backward must move: 8 D
+bytes a token (qkv in, output out) and 14 D (qkv and the output's gradient in, qkv's gradient out), D = heads x width;
+its ceiling is a copy in the same run.
 
 Outputs and gradients must agree before anything is timed.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +30,13 @@ from torch import Tensor
 
 from benchmarks.harness import argument_parser, copy_gb_per_s, emit, time_interleaved
 from benchmarks.ops.attention_rivals import GPU_RIVALS, Attend
+from benchmarks.ops.bench_sinkhorn_knopp import captured
 from webssl_fast.ops.attention import attention, attention_reference
 
 NUM_HEADS, HEAD_WIDTH = 6, 64
 CROPS = ((2, 257), (8, 50))  # of an image: (crops, tokens)
 GPU_CASES = ((64, 16, 64), (16, 32, 128))  # images, heads, head width
 BYTES_PER_VALUE = 8 + 14
-
-Run = Callable[[], tuple[Tensor, ...]]
 
 
 def sdpa_on_views(qkv_T3Hd: Tensor, num_sequences: int, length: int) -> Tensor:
@@ -115,7 +116,7 @@ def gpu_case(
     qkv = torch.randn(num_sequences * length, 3, num_heads, head_width, device=arguments.device, dtype=torch.bfloat16)
     weight = torch.randn(num_sequences * length, num_heads * head_width, device=arguments.device, dtype=torch.bfloat16)
     packed = qkv.clone().requires_grad_()
-    runs: dict[str, Run] = {"ours": partial(forward_and_backward, ours, packed, weight, group)}
+    runs: dict[str, Callable[[], Any]] = {"ours": partial(forward_and_backward, ours, packed, weight, group)}
     expected = expected_of(qkv, weight, group)
     out, grad = runs["ours"]()
     check((out.view(shape), *grad.unflatten(0, group).unbind(2)), expected)
@@ -129,9 +130,11 @@ def gpu_case(
             runs[name] = run
         except Exception as error:  # whatever a rival raises is its result
             errors[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]
+    best_of = [name for name in runs if name != "ours"]
+    if arguments.device == "cuda":
+        runs["graph"] = captured(runs["ours"])
     timings = time_interleaved(runs, repeats=arguments.repeats, warmup=3, device=arguments.device)
-    rivals = {name: timing for name, timing in timings.items() if name != "ours"}
-    best = min(rivals, key=lambda name: rivals[name].p50_ms, default=None)
+    best = min(best_of, key=lambda name: timings[name].p50_ms, default=None)
     own_ms = timings["ours"].p50_ms
     gb_per_s = BYTES_PER_VALUE * weight.numel() / own_ms / 1e6
     emit(
@@ -144,10 +147,10 @@ def gpu_case(
         head_width=head_width,
         dtype="bfloat16",
         **vars(timings["ours"]),
-        **{f"{name}_{key}": value for name in rivals for key, value in vars(rivals[name]).items()},
+        **{f"{name}_{key}": value for name in runs if name != "ours" for key, value in vars(timings[name]).items()},
         errors=errors,
         best_rival=best,
-        speedup=None if best is None else rivals[best].p50_ms / own_ms,
+        speedup=None if best is None else timings[best].p50_ms / own_ms,
         gb_per_s=gb_per_s,
         ceiling_gb_per_s=ceiling_gb_per_s,
         ceiling_share=gb_per_s / ceiling_gb_per_s,

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "attention/attention_tiles.cuh"
-#include "core/exp.h"
+#include "core/fast_exp.cuh"
 #include "core/launch.cuh"
 
 namespace webssl::attention {
@@ -87,7 +87,7 @@ struct ScoreTile {
         const bool inside = first_key + lane_index() / 4 + i / 2 * 8 < shared.length;
         const float log2_sum_exp = shared.log2_sum_exp()[query_tile * kTile + column(n, i)];
         const float exponent = probability[n][i] * scale_log2 - log2_sum_exp;
-        probability[n][i] = inside ? exp2_approximate(exponent) : 0.0f;
+        probability[n][i] = inside ? fast_exp2(exponent) : 0.0f;
       }
     }
   }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attention/attention_tiles.cuh"
-#include "core/exp.h"
+#include "core/fast_exp.cuh"
 #include "core/launch.cuh"
 
 namespace webssl::attention {
@@ -135,7 +135,7 @@ struct ForwardTile {
         largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
       }
       largest = quad_max(largest);
-      const float correction = exp2_approximate((max[half] - largest) * scale_log2);
+      const float correction = fast_exp2((max[half] - largest) * scale_log2);
       const float shift = largest * scale_log2;
       max[half] = largest;
       sum[half] *= correction;
@@ -143,7 +143,7 @@ struct ForwardTile {
       for (int n = 0; n < 2 * kKeyTiles; ++n) {
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          scores[n][i] = exp2_approximate(scores[n][i] * scale_log2 - shift);
+          scores[n][i] = fast_exp2(scores[n][i] * scale_log2 - shift);
           sum[half] += scores[n][i];
         }
       }

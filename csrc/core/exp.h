@@ -1,8 +1,6 @@
 // exp in fp32, written so that compilers vectorise it: libm's expf is a call per element.
 #pragma once
 
-#include <cmath>
-
 #include "core/bits.h"
 #include "core/host_device.h"
 
@@ -49,16 +47,5 @@ class Exp {
   float lowest_ = -87.0f;
   float highest_ = 88.0f;
 };
-
-// 2^x as the GPU's special function unit gives it: relative error about 2^-22, results below 2^-126 are 0.
-WEBSSL_HD float exp2_approximate(float x) {
-#ifdef __CUDA_ARCH__
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return exp2f(x);
-#endif
-}
 
 }  // namespace webssl
