@@ -153,6 +153,21 @@ void check_launch(const Launch& launch) {
   if (launch.cluster_size > 8) fail("a portable cluster has at most 8 blocks");
 }
 
+// Runs those of the fibers that wait for nothing, each until it does; false where there were none.
+bool run_ready(const size_t* begin, const size_t* end) {
+  bool any = false;
+  for (; begin != end; ++begin) {
+    running = &cluster->fibers[*begin];
+    if (running->wait != Wait::kNothing) continue;
+    any = true;
+    threadIdx = running->thread;
+    blockIdx = running->block;
+    swapcontext(&scheduler, &running->context);
+    if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+  }
+  return any;
+}
+
 void run_cluster(const Launch& launch, const std::function<void()>& body, uint3 first_block, const std::string& order) {
   const size_t block_size = size_t{launch.block.x} * launch.block.y * launch.block.z;
   Cluster own;
@@ -193,13 +208,15 @@ void run_cluster(const Launch& launch, const std::function<void()>& body, uint3 
   }
   while (release()) {
     if (order == "shuffled") std::shuffle(sequence.begin(), sequence.end(), generator);
-    for (size_t i : sequence) {
-      running = &own.fibers[i];
-      if (running->wait != Wait::kNothing) continue;
-      threadIdx = running->thread;
-      blockIdx = running->block;
-      swapcontext(&scheduler, &running->context);
-      if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+    // A warp goes on for as long as it can before the next one starts, as far ahead as a missing barrier would let it.
+    const auto warp_of = [&](size_t position) {
+      const size_t i = sequence[position];
+      return std::pair(i / block_size, i % block_size / 32);
+    };
+    for (size_t begin = 0, end = 0; begin < sequence.size(); begin = end) {
+      while (end < sequence.size() && warp_of(end) == warp_of(begin)) ++end;
+      while (run_ready(sequence.data() + begin, sequence.data() + end)) {
+      }
     }
   }
   for (const Fiber& fiber : own.fibers) {

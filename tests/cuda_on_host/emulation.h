@@ -3,7 +3,8 @@
 // - Dynamic shared memory starts as NaN, and lies between guards that are checked when its block ends.
 // - Asynchronous copies land at the wait for them (or, in other thread orders than "forward", at once).
 // - Threads run in the order that WEBSSL_EMULATED_ORDER says: "forward", "backward" or "shuffled". A kernel with a
-//   barrier missing gives other bits in another order.
+//   barrier missing gives other bits in another order: in the first two a warp runs ahead of the others until something
+//   stops it, in the third they keep in step.
 // - A barrier that some threads never reach is an error that says so, not a hang.
 // - WEBSSL_EMULATED_CAPABILITY (80, 90) is the GPU that the host code sees.
 // Static __shared__ arrays are one array for all blocks: they are not for kernels that run in clusters.
