@@ -1,6 +1,7 @@
-"""Writes the tables of README and docs from result lines, so that no figure is typed in.
+"""Writes the tables of README and docs from result lines and plans, so that no figure is typed in.
 
-    python -m benchmarks.tables            rewrites what stands between `<!-- table: NAME -->` and `<!-- /table -->`
+    python -m benchmarks.tables            rewrites what stands between `<!-- table: NAME -->` and `<!-- /table -->`,
+                                           and in configs the line under `# webssl plan ...`
     python -m benchmarks.tables --check    only says what is out of date (exit status 1)
 
 Result lines are what the benchmarks print, kept in benchmarks/results/*.jsonl; of several lines about one case, the
@@ -14,9 +15,11 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plan_tables import PLAN_TABLES, planned_configs, rewritten_header
 from webssl_fast.ops.evidence import cuda_ops, read_evidence, source_hash
 
 ROOT = Path(__file__).parent.parent
@@ -115,21 +118,29 @@ def gpu_kernels() -> str:
     return markdown(["CUDA kernel", "state", "GPU", "last passed"], rows)
 
 
+def _plan_table(rows: Callable[[], list[list[str]]]) -> str:
+    header, *body = rows()
+    return markdown(header, body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "train_step": train_step,
     "train_step_profile": train_step_profile,
     "multi_crop": multi_crop,
     "gpu_kernels": gpu_kernels,
+    **{name: partial(_plan_table, rows) for name, rows in PLAN_TABLES.items()},
 }
 
 
 def rewritten(text: str) -> str:
-    """A document with every marked table made anew. KeyError for a table that TABLES does not know."""
-    return MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+    """A document with every marked table, and a config with every plan, made anew. KeyError for a table that TABLES
+    does not know."""
+    return rewritten_header(MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text))
 
 
 def documents() -> list[Path]:
-    return [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if MARKED.search(path.read_text())]
+    marked = [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if MARKED.search(path.read_text())]
+    return marked + planned_configs()
 
 
 def main() -> int:

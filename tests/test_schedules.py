@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from webssl_fast.schedules import cosine, linear, scaled_lr, warmup_cosine
+from webssl_fast.schedules import (
+    cosine,
+    linear,
+    one_cycle_momentum,
+    polynomial,
+    scaled_lr,
+    warmup_cosine,
+    warmup_factor,
+)
 
 
 def test_linear_is_a_straight_line_and_then_constant():
@@ -40,3 +48,40 @@ def test_scaled_lr_follows_the_square_root():
 def test_negative_step_is_refused():
     with pytest.raises(ValueError, match="step must be at least 0"):
         linear(-1, 0, 1, 10)
+
+
+# The dense protocols' schedules, written from MMCV's rules: a hook multiplies the regular rate while it warms up.
+
+
+def test_segmentation_rate_is_poly_times_a_linear_warmup():
+    peak, warmup, steps, ratio = 1e-3, 1500, 40_000, 1e-6
+    found = [polynomial(s, peak, 0.0, 1.0, steps) * warmup_factor(s, ratio, warmup) for s in range(steps)]
+    i = np.arange(steps)
+    regular = peak * (1 - i / steps)
+    expected = np.where(i < warmup, regular * (1 - (1 - i / warmup) * (1 - ratio)), regular)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found[0] == pytest.approx(1e-9) and found[-1] == pytest.approx(peak / steps)
+
+
+def test_polynomial_of_another_power_and_end():
+    np.testing.assert_allclose(
+        [polynomial(s, 2.0, 0.5, 0.9, 10) for s in range(12)],
+        [0.5 + 1.5 * (1 - min(s, 10) / 10) ** 0.9 for s in range(12)],
+        rtol=1e-14,
+    )
+
+
+@pytest.mark.parametrize("steps", [38_400, 100, 7])
+def test_one_cycle_momentum_falls_to_its_low_and_rises_again(steps: int):
+    i = np.arange(steps)
+    turn, last = 0.3 * steps - 1, steps - 1
+    falling = 0.85 + 0.05 * (1 + np.cos(np.pi * i / turn))
+    rising = 0.95 - 0.05 * (1 + np.cos(np.pi * (i - turn) / (last - turn)))
+    found = [one_cycle_momentum(int(s), steps) for s in i]
+    np.testing.assert_allclose(found, np.where(i <= turn, falling, rising), rtol=1e-12)
+    assert found[0] == 0.95 and found[-1] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_one_cycle_momentum_of_the_shortest_runs_stays_in_its_range(steps: int):
+    assert all(0.85 <= one_cycle_momentum(s, steps) <= 0.95 for s in range(steps))

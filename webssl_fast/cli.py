@@ -14,6 +14,7 @@ EPILOG = """examples:
   webssl train configs/quickstart.yaml
   webssl train configs/quickstart.yaml data.source=~/photos output_dir=runs/mine
   torchrun --nproc-per-node 8 -m webssl_fast train configs/pretrain/webdino_300m_mc2b.yaml data.source='x/{00..99}.tar'
+  webssl plan configs/pretrain/webdino_7b_mc2b.yaml --gpus 256 --gpu h100
   webssl eval configs/quickstart.yaml
   webssl convert webssl_dino1b_full2b_224.pth --to hf -o dino1b_hf
   webssl report runs/quickstart
@@ -28,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_AnyOrder)
 
     train = _command(
         commands,
@@ -50,8 +51,10 @@ and exits with status 76 (train.watchdog). docs/cluster.md has scripts for Slurm
         commands,
         "eval",
         "evaluate a checkpoint's frozen encoder by a config",
-        """Judges a frozen encoder by what CONFIG describes under `eval:` (k-NN on labelled folders or tars), and for
-a run of ours an untrained one beside it. Prints the scores and writes eval.json into output_dir.
+        """Judges a frozen encoder by what CONFIG describes under `eval:`. Prints the scores and writes into output_dir:
+  eval.json           k-NN on labelled folders or tars; for a run of ours with an untrained encoder beside it
+  segmentation.json   a linear head on ADE20K, and pictures of what it predicts
+  depth.json          a linear head on NYUd v2, and pictures of what it predicts
 
 eval.checkpoint names the encoder: a run or one of its checkpoints (output_dir by default), a .pth file of the Web-SSL
 authors, or a folder or id of the Hugging Face hub: Web-SSL, DINOv2, DINOv3, MAE, I-JEPA, CLIP, MetaCLIP, SigLIP.""",
@@ -71,6 +74,26 @@ backbone and its heads) or a Hugging Face folder, and writes TARGET:
     convert.add_argument("sources", nargs="+", metavar="SOURCE", help="a run, a folder, or one or two .pth files")
     convert.add_argument("--to", choices=["native", "webssl", "hf"], required=True, help="the form to write")
     convert.add_argument("-o", "--output", type=Path, required=True, metavar="TARGET", help="must not exist yet")
+    plan = _command(
+        commands,
+        "plan",
+        "say what a run would take on so many GPUs, before it is run",
+        """Plans the run that CONFIG describes, without allocating it, on any machine:
+  parameters          of student and heads, counted on the method itself
+  memory of a GPU     by what holds it, by the mode of activation checkpointing, and whether it fits
+  FLOPs               of an image, split by part; drop-path counts as executed
+  time                of a step and of the whole run, at an MFU, and GPU-hours
+Where a run does not fit it names the least change that would do: checkpointing, smaller passes, more GPUs, moments in
+8 bits.
+
+Memory is computed and leaves out what an allocator loses; a gigabyte of a GPU counts as 10^9 bytes. The MFU is an
+assumption, 0.3 to 0.5 by the network's width after published runs of DINOv2 and DINOv3.""",
+    )
+    _config_arguments(plan)
+    plan.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs of the run, over all hosts")
+    plan.add_argument("--gpu", default="h100", help="kind of GPU, a name of webssl_fast/gpus.py (default: %(default)s)")
+    plan.add_argument("--mfu", type=float, help="share of the dense bf16 peak at which FLOPs run (default: by width)")
+    plan.add_argument("--json", action="store_true", help="print JSON, in bytes, seconds and FLOPs")
 
     report = _command(
         commands,
@@ -140,6 +163,10 @@ def _run(args: argparse.Namespace) -> None:
         from webssl_fast.recipes.convert import convert
 
         convert(args.sources, args.to, args.output)
+    elif args.command == "plan":
+        from webssl_fast.recipes.plan import plan
+
+        plan(args.config, args.overrides, num_gpus=args.gpus, gpu_name=args.gpu, mfu=args.mfu, as_json=args.json)
     elif args.command == "report":
         from webssl_fast.recipes.report import report
 
@@ -152,6 +179,18 @@ def _run(args: argparse.Namespace) -> None:
         from webssl_fast.recipes.info import info
 
         info()
+
+
+class _AnyOrder(argparse.ArgumentParser):
+    """Takes key=value after options too: argparse itself looks for positional arguments in one place only."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        namespace, rest = super().parse_known_args(args, namespace)
+        if hasattr(namespace, "overrides"):
+            overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+            namespace.overrides = [*namespace.overrides, *overrides]
+            rest = [word for word in rest if word not in overrides]
+        return namespace, rest
 
 
 def _command(commands, name: str, summary: str, description: str) -> argparse.ArgumentParser:

@@ -93,6 +93,21 @@ class Batch:
             self.num_bad,
         )
 
+    def pinned(self) -> Batch:
+        """What is on the host in page-locked memory: a copy from any other makes the host wait for the GPU."""
+
+        def pin(t: Tensor) -> Tensor:
+            return t.pin_memory() if t.device.type == "cpu" else t
+
+        return Batch(
+            self.positions,
+            self.sample_ids,
+            [pin(c) for c in self.crops],
+            pin(self.labels),
+            {k: pin(v) for k, v in self.host.items()},
+            self.num_bad,
+        )
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -126,6 +141,22 @@ class Features:
 
     cls_token: Tensor
     patch_tokens: Tensor
+
+
+@dataclass(frozen=True)
+class DenseSample:
+    """An image whose every pixel is to be judged.
+
+    index   its place in the data set
+    image   uint8 [3, H, W], as it was read
+    views   fp32 [3, h, w] each: the image at every scale that it is tested at, normalised for the encoder
+    target  [H, W]: int64 classes, 255 where none counts; or fp32 depths in metres, 0 where none was measured
+    """
+
+    index: int
+    image: Tensor
+    views: tuple[Tensor, ...]
+    target: Tensor
 
 
 @dataclass(frozen=True)

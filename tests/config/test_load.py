@@ -72,12 +72,16 @@ def test_default_group_does_not_depend_on_the_ranks(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "world_size", "expected"),
     [
+        (["train.sharding.num_replicas=3"], 4, "num_replicas is 3, which does not divide 4 ranks; allowed: 1, 2, 4"),
+        (["train.student_weights=bf16"], 1, "optim.implementation is torch, .*set optim.implementation=torchao_8bit"),
+        (["train.teacher_weights=bf16", "train.precision=fp32"], 1, "train.teacher_weights is bf16; set .*precision"),
+        (["train.fp8=teacher", "train.precision=fp32"], 1, "train.fp8=teacher stands on bf16"),
         (["train.global_batch_size=30"], 4, "does not divide among 4 ranks; 28 and 32 do"),
         (["train.global_batch_size=32", "train.micro_batch_size=5"], 1, "micro_batch_size is 5.*allowed: 1, 2, 4"),
         (["train.global_batch_size=32", "train.group_size=6"], 1, "group_size is 6.*allowed: 1, 2, 4"),
     ],
 )
-def test_batches_that_do_not_divide(tmp_path, overrides, world_size, expected):
+def test_settings_that_do_not_fit(tmp_path, overrides, world_size, expected):
     config = load_config(write(tmp_path / "run.yaml", ""), overrides)
     with pytest.raises(ConfigError, match=expected):
         resolve(config, world_size=world_size, device="cpu")
@@ -88,3 +92,20 @@ def test_decoding_on_a_gpu_needs_computing_there(tmp_path):
     assert resolve(config, world_size=1, device="cuda").data.decode.device == "gpu"
     with pytest.raises(ConfigError, match="data.decode.device is gpu.*train.device is cpu.*data.decode.device=cpu"):
         resolve(config, world_size=1, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.segmentation.stride_px=513", "stride_px must be at most crop_px 512"),
+        ("eval.segmentation.train_scales=[2, 1]", "train_scales must be"),
+        ("eval.segmentation.test_scales=[]", "test_scales must name one at least"),
+        ("eval.depth.min_depth_m=10", "min_depth_m must be below max_depth_m 10"),
+        ("eval.depth.images_per_loss=3", "global_batch_size must be a multiple of images_per_loss 3"),
+        ("eval.depth.test_box_px=[45, 471, 601, 41]", "test_box_px must be"),
+    ],
+)
+def test_dense_settings_that_cannot_run_are_refused(tmp_path, override, message):
+    (tmp_path / "run.yaml").write_text("")
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "run.yaml", [override])

@@ -7,7 +7,7 @@ Dimensions: B images, D width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from webssl_fast.methods.base import ParameterGroup
+from webssl_fast.models.init import assign
 from webssl_fast.records import Batch, CropRecipe
 from webssl_fast.schedules import cosine
 
@@ -46,6 +47,9 @@ class ToyMethod(nn.Module):
         for network in (self.student, self.teacher):
             yield from network.values()
 
+    def block_sequences(self) -> list[Sequence[nn.Module]]:
+        return []
+
     def parameter_groups(self) -> list[ParameterGroup]:
         head = list(self.student["head"].parameters())
         named = list(self.student["backbone"].named_parameters())
@@ -59,7 +63,7 @@ class ToyMethod(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.student.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+                assign(parameter, torch.randn(parameter.shape, generator=generator) * 0.5)
             self.teacher.load_state_dict(self.student.state_dict())
             self.num_updates.zero_()
 

@@ -53,7 +53,7 @@ def run_toy(
     distributed = distributed or Distributed(torch.device("cpu"))
     config = TrainConfig(**{**TRAIN, **(train_settings or {})})
     method = method or ToyMethod(width, config.num_steps)
-    materialize(method, seed, distributed, config.precision)
+    materialize(method, seed, distributed, config)
     num_micro_steps = micro_steps(config, distributed.world_size)
     loader = ToyLoader(
         config.global_batch_size,
@@ -82,6 +82,7 @@ def run_toy(
         train_config=config,
         optim_config=OptimConfig(**{**OPTIM, **(optim_settings or {})}),
         output_dir=output_dir,
+        seed=seed,
         facts={"seed": seed},
         num_samples=100,
         evaluate=evaluate,

@@ -4,6 +4,7 @@ import torch
 
 from tests.methods.tiny import noise_batch, tiny_method
 from webssl_fast.methods.base import Method
+from webssl_fast.methods.masking import group_masks, max_masked_patches
 from webssl_fast.records import Batch
 
 
@@ -199,3 +200,30 @@ def test_masks_are_a_pure_function_of_seed_and_position():
     again = noise_batch(b, first_position=8)
     assert torch.equal(noise_batch(a, first_position=8).host["mask_RN"], again.host["mask_RN"])
     assert not np.array_equal(noise_batch(a, first_position=4).host["mask_RN"], again.host["mask_RN"])
+
+
+@pytest.mark.parametrize("target", ["sinkhorn_knopp", "centering"])
+def test_a_fixed_masked_count_changes_shapes_and_nothing_else(target):
+    counts, plain, padded = set(), tiny_method(target=target), tiny_method(target=target, fixed_masked_count=True)
+    for step in range(4):
+        batches = [noise_batch(method, 4 * step, seed=step) for method in (plain, padded)]
+        found = []
+        for method, batch in zip((plain, padded), batches, strict=True):
+            loss, parts = method.training_step(batch, step)
+            gradient = torch.autograd.grad(loss, list(method.student.parameters()))
+            found.append((loss, parts, gradient))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+        real = batches[1].host["masked_is_real_M"]
+        assert torch.equal(batches[1].host["masked_index_M"][real], batches[0].host["masked_index_M"])
+        assert len(real) > real.sum()  # a batch without padding would show nothing
+        counts.add((len(real), len(batches[0].host["masked_index_M"])))
+    assert len({fixed for fixed, _ in counts}) == 1 < len({drawn for _, drawn in counts})
+    if target == "centering":
+        torch.testing.assert_close(plain.ibot_targets.center_K, padded.ibot_targets.center_K)
+
+
+def test_a_fixed_masked_count_needs_no_more_than_the_ratios_allow():
+    grid, ratio = (16, 16), (0.1, 0.5)
+    most = max_masked_patches(32, grid, 0.5, ratio)
+    drawn = [group_masks(np.random.default_rng(i), 32, grid, 0.5, ratio).sum() for i in range(50)]
+    assert max(drawn) <= most < 1.15 * np.mean(drawn)

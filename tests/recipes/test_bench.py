@@ -11,6 +11,8 @@ from webssl_fast.recipes.bench import available_benchmarks, bench
 def root(tmp_path: Path) -> Path:
     ops = tmp_path / "benchmarks" / "ops"
     ops.mkdir(parents=True)
+    for folder in (ops.parent, ops):
+        (folder / "__init__.py").touch()
     for name, status in (("works", 0), ("fails", 3)):
         source = f"import sys\nprint('{name}', *sys.argv[1:], flush=True)\nsys.exit({status})\n"
         (ops / f"bench_{name}.py").write_text(source)

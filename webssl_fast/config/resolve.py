@@ -11,7 +11,7 @@ MAX_DEFAULT_GROUP = 16
 def resolve(config: RunConfig, *, world_size: int, device: str) -> RunConfig:
     """The config with batch sizes, groups, device and prefetching filled in, for so many ranks on "cpu" or "cuda".
 
-    ConfigError where the batch does not divide or the GPU decodes for the CPU; the message says which values would do.
+    ConfigError where the batch does not divide, or settings do not go together; the message says which values would do.
     """
     if config.data.decode.device == "gpu" and device == "cpu":
         raise ConfigError(
@@ -19,6 +19,12 @@ def resolve(config: RunConfig, *, world_size: int, device: str) -> RunConfig:
             "set data.decode.device=cpu, or run where there is a GPU"
         )
     train = config.train
+    _check_precision(config)
+    if world_size % train.sharding.num_replicas:
+        raise ConfigError(
+            f"train.sharding.num_replicas is {train.sharding.num_replicas}, which does not divide {world_size} ranks; "
+            f"allowed: {_divisors(world_size)}"
+        )
     batch = train.global_batch_size
     if batch % world_size:
         raise ConfigError(
@@ -49,6 +55,23 @@ def resolve(config: RunConfig, *, world_size: int, device: str) -> RunConfig:
             "train": train.model_copy(update={"device": device, "micro_batch_size": micro, "group_size": group}),
         }
     )
+
+
+def _check_precision(config: RunConfig) -> None:
+    train, implementation = config.train, config.optim.implementation
+    if train.student_weights == "bf16" and implementation != "torchao_8bit":
+        raise ConfigError(
+            f"train.student_weights=bf16 needs an optimizer that rounds stochastically, and optim.implementation is "
+            f"{implementation}, which rounds to nearest and loses most updates; set optim.implementation=torchao_8bit, "
+            "or train.student_weights=fp32"
+        )
+    for key in ("student_weights", "teacher_weights"):
+        if train.precision == "fp32" and getattr(train, key) == "bf16":
+            raise ConfigError(
+                f"train.precision=fp32 computes with fp32 weights, and train.{key} is bf16; set train.precision=bf16"
+            )
+    if train.precision == "fp32" and train.fp8 != "none":
+        raise ConfigError(f"train.fp8={train.fp8} stands on bf16; set train.precision=bf16, or train.fp8=none")
 
 
 def _divisors(n: int) -> str:

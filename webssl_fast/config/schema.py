@@ -15,6 +15,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Box = tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]  # top, bottom, left, right
 
 
 class Config(BaseModel):
@@ -64,7 +65,7 @@ class ModelConfig(Config):
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     layer_scale_init: PositiveFloat = 1e-5
     pos_embed_interpolation: Literal["scale_offset", "size"] = "scale_offset"
-    swiglu_pad_multiple: PositiveInt = 1  # >1 pads the SwiGLU hidden size with zero units (FP8 wants 16 or 64)
+    swiglu_pad_multiple: PositiveInt = 1  # >1 pads the SwiGLU hidden size with zero units (FP8: 64 suits every size)
 
 
 # ---------------------------------------------------------------- method
@@ -116,6 +117,7 @@ class DinoV2Config(Config):
     koleo_weight: NonNegativeFloat = 0.1
     mask_probability: Probability = 0.5  # share of global crops that carry a mask
     mask_ratio: tuple[Probability, Probability] = (0.1, 0.5)
+    fixed_masked_count: bool = False  # pads the masked patches of a pass to their upper bound: every shape is static
 
     target: Literal["sinkhorn_knopp", "centering"] = "sinkhorn_knopp"
     sinkhorn_iterations: PositiveInt = 3
@@ -139,7 +141,8 @@ MethodConfig = DinoV2Config
 class OptimConfig(Config):
     """AdamW with the schedules of DINOv2: lr is base_lr * sqrt(global_batch_size / 1024)."""
 
-    implementation: Literal["torch", "apex"] = "torch"
+    # torchao_8bit: moments in 8 bits with a scale a block (Dettmers et al., arXiv 2110.02861), quantised by torchao.
+    implementation: Literal["torch", "apex", "torchao_8bit"] = "torch"
     base_lr: PositiveFloat = 2e-4
     min_lr: NonNegativeFloat = 1e-6
     warmup_steps: NonNegativeInt = 100_000
@@ -154,6 +157,16 @@ class OptimConfig(Config):
 # ---------------------------------------------------------------- training
 
 
+class ShardingConfig(Config):
+    """How several ranks share the weights (FSDP2). One process holds everything, and these say nothing."""
+
+    num_replicas: PositiveInt = 1  # HSDP where > 1: so many copies of the weights, each sharded over ranks / replicas
+    # False keeps the student's gathered weights from its forward until its backward: less traffic, more memory. The
+    # teacher has no backward, and always gives them up.
+    reshard_after_forward: bool = True
+    prefetch_blocks: NonNegativeInt = 1  # blocks gathered ahead of the one that computes; 0: torch's own order
+
+
 class WatchdogConfig(Config):
     """Seconds that a phase may last on a rank before it prints all its stacks and ends itself; None: for ever."""
 
@@ -166,9 +179,20 @@ class WatchdogConfig(Config):
 class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
+    fp8: Literal["none", "teacher", "both"] = "none"  # the blocks' linear layers, by torchao; wants compile_blocks
+    fp8_scaling: Literal["rowwise", "tensorwise"] = "rowwise"  # rowwise keeps the weights' gradients in bf16
+    # bf16 rounds stochastically at each update, since rounding to nearest loses small ones: a bf16 EMA stands still.
+    student_weights: Literal["fp32", "bf16"] = "fp32"  # bf16 needs optim.implementation=torchao_8bit
+    teacher_weights: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # selective recomputes what is no GEMM
+    compile_blocks: bool = False  # torch.compile, block by block
+    sharding: ShardingConfig = ShardingConfig()
     num_steps: PositiveInt = 625_000
     global_batch_size: PositiveInt = 3072
-    micro_batch_size: PositiveInt | None = None  # images per rank and pass; None: global_batch_size / ranks
+    # Images per rank and pass; None: global_batch_size / ranks. Fewer accumulate gradients over several passes, which
+    # is another objective: Sinkhorn-Knopp balances the prototypes over the images of one pass (of all ranks), not over
+    # global_batch_size. KoLeo, mask ratios and drop-path go by group_size, and stay as they are.
+    micro_batch_size: PositiveInt | None = None
     group_size: PositiveInt | None = None  # images over which KoLeo, mask ratios and drop-path are defined; None: micro
     num_threads: NonNegativeInt = 0  # compute threads; 0: every core
     log_every: PositiveInt = 20
@@ -209,12 +233,82 @@ class AlignmentConfig(Config):
     batch_size: PositiveInt = 32
 
 
+class SegmentationConfig(Config):
+    """ADE20K by a linear layer on frozen patch tokens. Defaults: DINOv2's "lin.", which Web-SSL follows."""
+
+    source: str = ""  # the folder ADEChallengeData2016; empty: no segmentation
+    allow_subset: bool = False  # fewer images than the whole set; the result says so
+    num_classes: Annotated[int, Field(ge=2, le=255)] = 150
+    num_last_blocks: PositiveInt = 1  # so many last blocks' patch tokens, concatenated
+    short_side_px: PositiveInt = 512  # images are resized to it, times a scale ...
+    max_long_side_px: PositiveInt | None = 2048  # ... or less, to keep the longer side within this, scaled
+    train_scales: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    crop_px: PositiveInt = 512  # of training crops and of the sliding window
+    max_class_share: Probability = 0.75  # a training crop with more of one class is drawn again, up to ten times
+    test_scales: tuple[PositiveFloat, ...] = (1.0,)
+    test_flip: bool = False
+    stride_px: PositiveInt = 341  # of the sliding window
+    windows_per_pass: PositiveInt = 8
+    num_steps: PositiveInt = 40_000
+    warmup_steps: NonNegativeInt = 1500
+    global_batch_size: PositiveInt = 16
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    num_pictures: NonNegativeInt = 4  # test images saved beside their truth and prediction
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.stride_px > self.crop_px:
+            raise ValueError(f"stride_px must be at most crop_px {self.crop_px}, else pixels are left out")
+        if self.train_scales[0] > self.train_scales[1] or not self.test_scales:
+            raise ValueError("train_scales must be (low, high) with low <= high; test_scales must name one at least")
+        return self
+
+
+class DepthConfig(Config):
+    """NYUd v2 by a linear layer on frozen tokens, depth being 256 bins' expectation. Defaults: DINOv2's "lin. 1"."""
+
+    source: str = ""  # the folder with nyu_train.txt and nyu_test.txt; empty: no depth
+    allow_subset: bool = False  # fewer images than the whole set; the result says so
+    num_blocks: Literal[1, 4] = 1  # 1: the last; 4: spread evenly
+    min_depth_m: PositiveFloat = 1e-3
+    max_depth_m: PositiveFloat = 10.0
+    num_bins: PositiveInt = 256
+    train_box_px: Box | None = (45, 472, 43, 608)  # what is used of a training image; None: all of it
+    test_box_px: Box | None = (45, 471, 41, 601)  # where a prediction is judged: Eigen's; None: everywhere
+    crop_px: tuple[PositiveInt, PositiveInt] = (416, 544)  # height, width
+    max_rotation_degrees: NonNegativeFloat = 2.5
+    num_steps: PositiveInt = 38_400
+    warmup_steps: NonNegativeInt = 12_800
+    loss_warmup_steps: NonNegativeInt = 100  # the loss's variance is left out so long
+    global_batch_size: PositiveInt = 16
+    images_per_loss: PositiveInt = 2  # the loss's mean and variance are taken over so many images
+    lr: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 0.01
+    clip_grad_norm: PositiveFloat = 35.0
+    pick_best_every: PositiveInt | None = None  # keep the head of the lowest abs_rel on the test set; None: the last
+    num_pictures: NonNegativeInt = 4  # test images saved beside their truth and prediction
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.min_depth_m >= self.max_depth_m:
+            raise ValueError(f"min_depth_m must be below max_depth_m {self.max_depth_m}")
+        if self.global_batch_size % self.images_per_loss:
+            raise ValueError(f"global_batch_size must be a multiple of images_per_loss {self.images_per_loss}")
+        for name, box in (("train_box_px", self.train_box_px), ("test_box_px", self.test_box_px)):
+            if box is not None and (box[0] >= box[1] or box[2] >= box[3]):
+                raise ValueError(f"{name} must be (top, bottom, left, right) with top < bottom and left < right")
+        return self
+
+
 class EvalConfig(Config):
     checkpoint: str = ""  # a run, a checkpoint, an official .pth, a Hugging Face folder or id; empty: output_dir
     every: PositiveInt | None = None  # steps between evaluations during training; None: only when asked for
     image_size_px: PositiveInt | None = None  # None: the encoder's own
     knn: KnnConfig = KnnConfig()
     alignment: AlignmentConfig = AlignmentConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    depth: DepthConfig = DepthConfig()
 
 
 class RunConfig(Config):

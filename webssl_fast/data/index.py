@@ -91,8 +91,8 @@ class Index:
         """Index of a folder, of one `.tar` or `.parquet`, or of a pattern of them with braces and globs.
 
         A folder's classes are its first-level folders (below what all paths have in common), where there are two or
-        more; a shard's labels are the numbers in `.cls`; Parquet files have a column of them. With `class_names` (those of a training set), labels count in
-        that list and an unknown class is an error.
+        more; a shard's labels are the numbers in `.cls`; Parquet files have a column of them. With `class_names` (those
+        of a training set), labels count in that list and an unknown class is an error.
         Raises UserError where nothing is there, or what is there cannot be used.
         """
         if not source:

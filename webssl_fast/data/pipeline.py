@@ -103,6 +103,7 @@ class TrainLoader:
     prefetch_batches  made ahead in the background; 0: made in `batch`, between the steps of training
     num_threads       that decode and crop (see `loader_threads`)
     output_dir        where bad_samples.jsonl is written; None: nowhere
+    pin_memory        of batches that go to a GPU
     Raises UserError where the source has fewer images than a step needs, ValueError where the batch sizes do not fit
     each other.
     """
@@ -123,6 +124,7 @@ class TrainLoader:
         prefetch_batches: int = 0,
         num_threads: int = 1,
         output_dir: str | None = None,
+        pin_memory: bool = False,
     ):
         if len(index) < global_batch_size:
             raise UserError(
@@ -133,6 +135,7 @@ class TrainLoader:
         self._index, self._recipes, self._seed = index, list(recipes), seed
         self._place = (rank, world_size, global_batch_size, micro_batch_size)
         self._prepare, self._dtype, self._num_threads = prepare, dtype, num_threads
+        self._pin_memory = pin_memory
         self.num_micro_steps = global_batch_size // (world_size * micro_batch_size)
         self.data_wait_seconds = 0.0  # time spent in `batch` so far
         self._source = _ImageSource(index, config, num_threads)
@@ -192,7 +195,7 @@ class TrainLoader:
         )
         if self._prepare is not None:
             self._prepare(batch)
-        return batch
+        return batch.pinned() if self._pin_memory else batch
 
     def _load_positions(self, positions_B: np.ndarray) -> _Loaded:
         """Images at positions; each undecodable sample replaced by the next in a sequence that its position draws."""

@@ -1,14 +1,37 @@
-"""Work done ahead on a background thread, in order and bounded."""
+"""Work done ahead on background threads, in order and bounded."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
 Product = TypeVar("Product")
+
+
+def map_ahead(
+    produce: Callable[[Key], Product], keys: Iterable[Key], num_threads: int, depth: int
+) -> Iterator[Product]:
+    """`produce(key)` for each key, in their order; `depth` of them are begun on `num_threads` threads ahead of time.
+
+    Where depth is 0 they are produced on the caller's thread, when due. What `produce` raises reaches the caller there.
+    """
+    if depth == 0:
+        yield from map(produce, keys)
+        return
+    pending: deque[Future[Product]] = deque()
+    executor = ThreadPoolExecutor(num_threads, thread_name_prefix="webssl-ahead")
+    try:
+        for key in keys:
+            pending.append(executor.submit(produce, key))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
 class Prefetcher(Generic[Key, Product]):

@@ -64,6 +64,7 @@ def train(
     train_config: TrainConfig,
     optim_config: OptimConfig,
     output_dir: Path,
+    seed: int = 0,
     facts: Mapping[str, str | int | float] | None = None,
     num_samples: int | None = None,
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
@@ -74,6 +75,7 @@ def train(
     """Trains `method`, from the newest checkpoint in `output_dir` if there is one, and saves as it goes.
 
     method           on its device, initialised and sharded (see sharding.materialize)
+    seed             of the engine's own random choices (the stochastic rounding of bf16 weights)
     facts            what the recipe knows of the run, to be compared on resuming: "seed", "config", ... (see run_state)
     num_samples      size of the data set, for the metrics' epochs
     evaluate         scores of `method` by name, called with the step on every rank: before the first step, every
@@ -92,6 +94,7 @@ def train(
         distributed,
         num_steps=train_config.num_steps,
         global_batch_size=train_config.global_batch_size,
+        seed=seed,
     )
     nonfinite_path = output_dir / "nonfinite_batches.jsonl"
     nonfinite = NonfiniteLog(

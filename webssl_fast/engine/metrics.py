@@ -20,9 +20,7 @@ from tqdm import tqdm
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.jsonl import JsonLines, cut_back
 from webssl_fast.errors import UserError
-
-# Dense bf16 peak without sparsity, TFLOP/s, from NVIDIA's data sheets; matched against the device's name in this order.
-_PEAK_TFLOPS = {"H200": 989.4, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.4, "A100": 312.0}
+from webssl_fast.gpus import gpu_of_device
 
 
 class MetricsWindow:
@@ -133,9 +131,10 @@ def model_flops_share(flops_per_image: float, samples_per_second: float, distrib
     """MFU: the share of the devices' dense bf16 peak that the model's own arithmetic takes; None: peak unknown."""
     if distributed.device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(distributed.device)
-    peak = next((tflops for known, tflops in _PEAK_TFLOPS.items() if known in name), None)
-    return None if peak is None else flops_per_image * samples_per_second / (peak * 1e12 * distributed.world_size)
+    gpu = gpu_of_device(torch.cuda.get_device_name(distributed.device))
+    if gpu is None:
+        return None
+    return flops_per_image * samples_per_second / (gpu.peak_tflops * 1e12 * distributed.world_size)
 
 
 class Reporter:

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from webssl_fast.config.schema import OptimConfig
+from webssl_fast.engine.adamw_8bit import AdamW8bit
 from webssl_fast.engine.apex import ApexAdamW
 from webssl_fast.engine.distributed import Distributed
+from webssl_fast.errors import UserError
 from webssl_fast.schedules import cosine, scaled_lr, warmup_cosine
+from webssl_fast.shards import local_shard, num_copies
 
 if TYPE_CHECKING:
     from webssl_fast.methods.base import Method, ParameterGroup
@@ -42,8 +45,17 @@ class Optimizer:
     """
 
     def __init__(
-        self, method: Method, config: OptimConfig, distributed: Distributed, *, num_steps: int, global_batch_size: int
+        self,
+        method: Method,
+        config: OptimConfig,
+        distributed: Distributed,
+        *,
+        num_steps: int,
+        global_batch_size: int,
+        seed: int = 0,
     ):
+        """`seed`: of the stochastic rounding of bf16 weights. Raises UserError where the implementation asked for is
+        not installed, or cannot train weights of this dtype."""
         assert isinstance(method, nn.Module)
         self._config = config
         self._distributed = distributed
@@ -51,22 +63,15 @@ class Optimizer:
         self._peak_lr = scaled_lr(config.base_lr, global_batch_size)
         self._groups = method.parameter_groups()
         self._shards = _local_shards(method, self._groups)
+        # Of HSDP's copies of a gradient, only one counts in its norm.
+        self._num_copies = max((num_copies(parameter) for parameter in self._shards), default=1)
         self._modules = {
             name: [p for p in module.parameters() if p in self._shards]
             for name, module in method.trained_modules().items()
         }
         _check_coverage(method, self._groups, self._modules)
         groups = [{"params": [self._shards[p] for p in g.parameters], "name": g.name} for g in self._groups]
-        if config.implementation == "apex":
-            self._adamw: torch.optim.Optimizer = ApexAdamW(groups, config.betas, config.eps, distributed.device)
-        else:
-            self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
-        for shard in self._shards.values():  # now, not at the first step, so that a checkpoint can be loaded into it
-            self._adamw.state[shard] = {
-                "step": torch.zeros((), dtype=torch.float32, device=shard.device),
-                "exp_avg": torch.zeros_like(shard),
-                "exp_avg_sq": torch.zeros_like(shard),
-            }
+        self._adamw = self._make_adamw(method, groups, seed)
 
     def schedule_values(self, step: int) -> dict[str, float]:
         config = self._config
@@ -82,10 +87,11 @@ class Optimizer:
         `loss`: this rank's loss, a scalar on the device; it only says whether the step is to be taken.
         """
         for parameter, shard in self._shards.items():
-            shard.grad = _local(parameter.grad)
+            shard.grad = None if parameter.grad is None else local_shard(parameter.grad)
         names = list(self._modules)
         norms = [self._local_norm(self._modules[name]) for name in names]
-        sums = self._distributed.sum_(torch.stack([norm.square() for norm in norms] + [loss.detach().float()]))
+        squares = [norm.square() / self._num_copies for norm in norms]
+        sums = self._distributed.sum_(torch.stack(squares + [loss.detach().float()]))
         grad_norms = dict(zip(names, sums[:-1].sqrt().unbind(), strict=True))
         found_inf = (~sums.isfinite()).any().float()
         if self._config.clip_grad_norm is not None:
@@ -96,6 +102,8 @@ class Optimizer:
         # The fused kernels leave weights, moments and step counters alone where this is 1: torch's GradScaler protocol.
         self._adamw.grad_scale = None  # type: ignore[attr-defined]
         self._adamw.found_inf = found_inf  # type: ignore[attr-defined]
+        if isinstance(self._adamw, AdamW8bit):
+            self._adamw.step_index = step
         self._adamw.step()
         for parameter, shard in self._shards.items():
             parameter.grad = shard.grad = None
@@ -116,7 +124,32 @@ class Optimizer:
         grads = [g for p in parameters if (g := self._shards[p].grad) is not None]
         if not grads:
             return torch.zeros((), device=self._distributed.device)
-        return nn.utils.get_total_norm(grads)
+        # In fp32: bf16 gradients would give norms of 8 bits.
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, dtype=torch.float32)))
+
+    def _make_adamw(self, method: nn.Module, groups: list[dict], seed: int) -> torch.optim.Optimizer:
+        config, device = self._config, self._distributed.device
+        if config.implementation == "torchao_8bit":
+            names = {parameter: name for name, parameter in method.named_parameters()}
+            wholes = {shard: (names[parameter], parameter) for parameter, shard in self._shards.items()}
+            return AdamW8bit(groups, wholes, config.betas, config.eps, seed=seed)
+        if any(shard.dtype != torch.float32 for shard in self._shards.values()):
+            raise UserError(
+                f"optim.implementation={config.implementation} rounds weights to nearest, and in bf16 that loses most "
+                "updates; set optim.implementation=torchao_8bit, which rounds stochastically, or "
+                "train.student_weights=fp32"
+            )
+        if config.implementation == "apex":
+            adamw: torch.optim.Optimizer = ApexAdamW(groups, config.betas, config.eps, device)
+        else:
+            adamw = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+        for shard in self._shards.values():  # now, not at the first step, so that a checkpoint can be loaded into it
+            adamw.state[shard] = {
+                "step": torch.zeros((), dtype=torch.float32, device=shard.device),
+                "exp_avg": torch.zeros_like(shard),
+                "exp_avg_sq": torch.zeros_like(shard),
+            }
+        return adamw
 
     def _set_schedule(self, step: int) -> None:
         values = self.schedule_values(step)
@@ -132,7 +165,7 @@ def _local_shards(method: Method, groups: list[ParameterGroup]) -> dict[nn.Param
             if parameter in shards:
                 raise ValueError(f"{method.name}.parameter_groups() names a parameter twice, again in {group.name!r}")
             # The detached tensor shares the shard's memory, and is a leaf that takes a gradient.
-            shards[parameter] = _local(parameter).detach() if isinstance(parameter, DTensor) else parameter
+            shards[parameter] = local_shard(parameter) if isinstance(parameter, DTensor) else parameter
     return shards
 
 
@@ -149,18 +182,12 @@ def _check_coverage(method: nn.Module, groups: list[ParameterGroup], modules: di
         )
 
 
-def _local(tensor: Tensor | None) -> Tensor | None:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _sharded_like(parameter: nn.Parameter, local: Tensor) -> Tensor:
+    """`local` as this rank's rows of a whole tensor with as many rows as `parameter`."""
     if not isinstance(parameter, DTensor):
         return local
+    shape = torch.Size([parameter.shape[0], *local.shape[1:]])
+    stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
-        local,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
+        local, parameter.device_mesh, parameter.placements, run_check=False, shape=shape, stride=stride
     )

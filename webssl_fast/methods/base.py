@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -48,6 +48,11 @@ class Method(Protocol):
 
     def shard_units(self) -> Iterator[nn.Module]:
         """Modules to shard one by one, inner before outer (transformer blocks, then their owners)."""
+        ...
+
+    def block_sequences(self) -> list[Sequence[nn.Module]]:
+        """Each network's repeated blocks (shard units too) in the order in which its forward runs them; trained and
+        untrained networks apart. They are what is checkpointed, compiled, computed in FP8 and gathered ahead."""
         ...
 
     def parameter_groups(self) -> list[ParameterGroup]: ...

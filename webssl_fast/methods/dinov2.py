@@ -8,7 +8,7 @@ width. Crops are stacked crop-major: row v*B + b is crop v of image b.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,10 +21,10 @@ from webssl_fast.errors import ConfigError, UserError
 from webssl_fast.methods.base import ParameterGroup
 from webssl_fast.methods.ema import copy_parameters, ema_update
 from webssl_fast.methods.losses import koleo
-from webssl_fast.methods.masking import group_masks
+from webssl_fast.methods.masking import group_masks, max_masked_patches
 from webssl_fast.methods.parameter_groups import vit_parameter_groups
 from webssl_fast.methods.prototype_targets import PrototypeTargets, Targets
-from webssl_fast.models.block import KeptSequences
+from webssl_fast.models.block import KeptSequences, num_kept_sequences
 from webssl_fast.models.checkpoint_layouts import HEADS, Weights
 from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.heads import PrototypeHead
@@ -71,7 +71,7 @@ class DinoV2(nn.Module):
         self.local_grid = _patch_grid("method.local_crops", config.local_crops, backbone.patch_size)
         if config.global_crops.num != 2:
             raise ConfigError(
-                "method.global_crops.num must be 2 (the objective pairs two views), got {config.global_crops.num}"
+                f"method.global_crops.num must be 2 (the objective pairs two views), got {config.global_crops.num}"
             )
         if config.koleo_weight > 0 and group_size < 2:
             raise ConfigError(
@@ -94,6 +94,9 @@ class DinoV2(nn.Module):
         for networks in (self.student, self.teacher):
             yield from networks.backbone.blocks
             yield from networks.children()
+
+    def block_sequences(self) -> list[Sequence[nn.Module]]:
+        return [list(networks.backbone.blocks) for networks in (self.student, self.teacher)]
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return vit_parameter_groups(
@@ -140,7 +143,8 @@ class DinoV2(nn.Module):
         return BackboneEncoder(self.teacher.backbone, name=self.name)
 
     def after_step(self, step: int) -> None:
-        ema_update(self.teacher, self.student, self.schedule_values(step)["ema_momentum"])
+        momentum = self.schedule_values(step)["ema_momentum"]
+        ema_update(self.teacher, self.student, momentum, seed=self.seed, step=step)
 
     # ------------------------------------------------------------ host work of a batch
 
@@ -168,11 +172,16 @@ class DinoV2(nn.Module):
         )
         mask_RN = masks_VBN.reshape(2 * B, -1)
         rows, _ = np.nonzero(mask_RN)
-        batch.host["mask_RN"] = torch.from_numpy(mask_RN)
-        batch.host["masked_index_M"] = torch.from_numpy(np.flatnonzero(mask_RN))
+        index_M = np.flatnonzero(mask_RN)
         # Each masked crop counts alike, whatever its number of masked patches; crops without a mask count in the mean.
-        weights_M = 1.0 / mask_RN.sum(axis=1)[rows] / (2 * B)
-        batch.host["masked_weight_M"] = torch.from_numpy(weights_M.astype(np.float32))
+        weights_M = (1.0 / mask_RN.sum(axis=1)[rows] / (2 * B)).astype(np.float32)
+        if self.config.fixed_masked_count:
+            num_padded = self._max_masked(len(group_ids)) - len(index_M)
+            batch.host["masked_is_real_M"] = torch.from_numpy(np.arange(len(index_M) + num_padded) < len(index_M))
+            index_M, weights_M = np.pad(index_M, (0, num_padded)), np.pad(weights_M, (0, num_padded))
+        batch.host["mask_RN"] = torch.from_numpy(mask_RN)
+        batch.host["masked_index_M"] = torch.from_numpy(index_M)
+        batch.host["masked_weight_M"] = torch.from_numpy(weights_M)
         if self.drop_path_rate > 0:
             batch.host["kept_tokens"] = torch.from_numpy(self._draw_kept_tokens(B, group_ids))
 
@@ -196,6 +205,11 @@ class DinoV2(nn.Module):
             start += num_crops * B * length
         return np.concatenate(tokens, axis=-1)
 
+    def _max_masked(self, num_groups: int) -> int:
+        config = self.config
+        most = max_masked_patches(2 * self.group_size, self.global_grid, config.mask_probability, config.mask_ratio)
+        return num_groups * most
+
     def _crop_groups(self, B: int) -> list[tuple[int, int]]:
         """(crops of an image, tokens of a crop) of the packed student pass."""
         return [
@@ -204,8 +218,8 @@ class DinoV2(nn.Module):
         ]
 
     def _num_kept(self, num_crops: int) -> int:
-        """Sequences that stay of one group of images: DINOv2's max(int(b * (1 - rate)), 1)."""
-        return max(int(num_crops * self.group_size * (1 - self.drop_path_rate)), 1)
+        """Sequences that stay of one group of images."""
+        return num_kept_sequences(num_crops * self.group_size, self.drop_path_rate)
 
     def _kept(self, batch: Batch) -> list[tuple[KeptSequences, KeptSequences]] | None:
         if self.drop_path_rate == 0:
@@ -216,8 +230,9 @@ class DinoV2(nn.Module):
         for num_crops, length in self._crop_groups(batch.num_images):
             num_kept = self._num_kept(num_crops)
             groups.append((num_kept * num_groups, length))
-            scales.append(torch.full((num_kept * num_groups * length, 1), num_crops * self.group_size / num_kept))
-        scale_T1 = torch.cat(scales).to(tokens.device)
+            size, scale = (num_kept * num_groups * length, 1), num_crops * self.group_size / num_kept
+            scales.append(torch.full(size, scale, device=tokens.device))
+        scale_T1 = torch.cat(scales)
         kept = [[KeptSequences(index_T, tuple(groups), scale_T1) for index_T in branches] for branches in tokens]
         return [(attn, mlp) for attn, mlp in kept]
 
@@ -233,7 +248,9 @@ class DinoV2(nn.Module):
             teacher = self.teacher.backbone([global_crops])[0]
             cls_targets = self.dino_targets(self.teacher.dino_head(teacher.cls_token), temperature)
             masked_MD = teacher.patch_tokens.flatten(0, 1)[masked_index_M]
-            patch_targets = self.ibot_targets(self.teacher.ibot_head(masked_MD), temperature)
+            patch_targets = self.ibot_targets(
+                self.teacher.ibot_head(masked_MD), temperature, batch.host.get("masked_is_real_M")
+            )
 
         global_, local = self.student.backbone(
             [global_crops, local_crops], [batch.host["mask_RN"], None], self._kept(batch)

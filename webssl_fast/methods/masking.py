@@ -37,6 +37,16 @@ def group_masks(
     return masks
 
 
+def max_masked_patches(
+    num_crops: int, grid: tuple[int, int], mask_probability: float, mask_ratio: tuple[float, float]
+) -> int:
+    """The most patches that `group_masks` can mask in one group."""
+    num_patches = grid[0] * grid[1]
+    num_masked_crops = int(num_crops * mask_probability)
+    edges = np.linspace(mask_ratio[0], mask_ratio[1], num_masked_crops + 1)
+    return sum(min(int(num_patches * edge), num_patches // 2) for edge in edges[1:])
+
+
 def block_mask(rng: np.random.Generator, grid: tuple[int, int], num_masked: int) -> np.ndarray:
     """Rectangles of random area and aspect ratio until `num_masked` patches are covered or no more fit: bool [h, w].
 

@@ -39,19 +39,24 @@ class PrototypeTargets(nn.Module):
             self.center_K.zero_()
 
     @torch.no_grad()
-    def forward(self, logits_RK: Tensor, temperature: float) -> Targets:
-        """Targets of logits [R, K] at a temperature."""
+    def forward(self, logits_RK: Tensor, temperature: float, row_mask_R: Tensor | None = None) -> Targets:
+        """Targets of logits [R, K] at a temperature. `row_mask_R`: bool, False for rows that only fill up a shape; they
+        take no part, and their own targets mean nothing."""
         if self.config.target == "sinkhorn_knopp":
-            potentials = sinkhorn_knopp(logits_RK, temperature, num_iterations=self.config.sinkhorn_iterations)
+            potentials = sinkhorn_knopp(
+                logits_RK, temperature, num_iterations=self.config.sinkhorn_iterations, row_mask_R=row_mask_R
+            )
         else:
             potentials = softmax_potentials(logits_RK, temperature, self.center_K)
-            self._update_center(logits_RK)
+            self._update_center(logits_RK, row_mask_R)
         return Targets(logits_RK, *potentials)
 
-    def _update_center(self, logits_RK: Tensor) -> None:
-        sums = torch.cat(
-            [logits_RK.sum(0, dtype=torch.float32), logits_RK.new_tensor([len(logits_RK)], dtype=torch.float32)]
-        )
+    def _update_center(self, logits_RK: Tensor, row_mask_R: Tensor | None) -> None:
+        num_rows = logits_RK.new_full((1,), len(logits_RK), dtype=torch.float32)
+        if row_mask_R is not None:
+            logits_RK = logits_RK.masked_fill(~row_mask_R[:, None], 0)
+            num_rows = row_mask_R.sum(dtype=torch.float32)[None]
+        sums = torch.cat([logits_RK.sum(0, dtype=torch.float32), num_rows])
         if dist.is_initialized():
             dist.all_reduce(sums)
         mean_K = sums[:-1] / sums[-1].clamp(min=1)

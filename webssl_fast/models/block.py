@@ -31,6 +31,11 @@ class KeptSequences:
     scale_T1: Tensor
 
 
+def num_kept_sequences(num_sequences: int, drop_path_rate: float) -> int:
+    """Sequences that drop-path leaves of so many: DINOv2's max(int(b * (1 - rate)), 1)."""
+    return max(int(num_sequences * (1 - drop_path_rate)), 1)
+
+
 class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int):
         super().__init__()

@@ -1,17 +1,20 @@
 """Filling parameters: each value is a function of a key (seed, name), never of the order or the sharding.
 
-A sharded parameter (DTensor) computes the whole tensor and keeps its shard, so that any number of ranks starts equal.
+A sharded parameter (DTensor) computes the whole tensor on the host and keeps its shard, so that any number of ranks
+starts equal, and a rank holds one whole tensor at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Key = tuple[int, str]
+Arrange = Callable[[Tensor], Tensor]
 
 
 def _generator(key: Key) -> torch.Generator:
@@ -29,10 +32,15 @@ def assign(parameter: Tensor, whole: Tensor) -> None:
     parameter.copy_(whole)
 
 
-def truncated_normal(parameter: Tensor, key: Key, std: float) -> None:
-    """Normal of that standard deviation, cut at +-2 (absolute, as torch.nn.init.trunc_normal_ has it)."""
-    whole = torch.empty(parameter.shape)
-    assign(parameter, nn.init.trunc_normal_(whole, std=std, generator=_generator(key)))
+def truncated_normal(
+    parameter: Tensor, key: Key, std: float, shape: tuple[int, ...] | None = None, arrange: Arrange = lambda x: x
+) -> None:
+    """Normal of that standard deviation, cut at +-2 (absolute, as torch.nn.init.trunc_normal_ has it).
+
+    `arrange` makes the parameter out of a tensor of `shape` that is drawn (default: the parameter's own).
+    """
+    drawn = torch.empty(shape or parameter.shape)
+    assign(parameter, arrange(nn.init.trunc_normal_(drawn, std=std, generator=_generator(key))))
 
 
 def normal(parameter: Tensor, key: Key, std: float) -> None:

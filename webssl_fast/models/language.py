@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from webssl_fast.errors import ConfigError
 
@@ -29,7 +29,8 @@ class LanguageEncoder:
         device: torch.device,
         max_tokens: int = 2048,
     ):
-        self.name, self._model, self._tokenizer, self._device = name, model.to(device).eval(), tokenizer, device
+        self.name, self._model, self._tokenizer, self._device = name, model.eval(), tokenizer, device
+        nn.Module.to(model, device)
         tokenizer.padding_side = "right"  # padding then changes no position, absolute or relative
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -68,10 +69,10 @@ def load_language_encoder(
     except ImportError as error:
         raise ConfigError("language models need transformers: pip install 'webssl_fast[hf]'") from error
     path = Path(source).expanduser()
-    folder, options = (str(path), {}) if path.is_dir() else (source, {})
+    folder = str(path) if path.is_dir() else source
+    options: dict[str, Any] = {"trust_remote_code": False}
     if path.suffix == ".gguf":
-        folder, options = str(path.parent), {"gguf_file": path.name}
-    options |= {"trust_remote_code": False}
+        folder, options["gguf_file"] = str(path.parent), path.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         weights = {} if path.suffix == ".gguf" else {"use_safetensors": True}

@@ -7,6 +7,7 @@ Dimensions: B crops of one size, N patches, T packed tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -88,14 +89,19 @@ class VisionTransformer(nn.Module):
         return torch.cat(tokens), tuple(groups)
 
     def initialize(self, seed: int, prefix: str) -> None:
-        """DINOv2's initialisation. Every tensor is a function of (seed, prefix + its name), whatever the sharding."""
+        """DINOv2's initialisation. Every tensor is a function of (seed, prefix + its name), whatever the sharding and
+        the padding of the SwiGLU."""
         for name, p in self.named_parameters():
             key = (seed, f"{prefix}.{name}")
             if name.startswith("patch_embed."):
                 uniform(p, key, bound=(3 * self.patch_size**2) ** -0.5)  # torch's own default for a convolution
             elif name == "cls_token":
                 normal(p, key, std=1e-6)
-            elif name == "pos_embed" or name.endswith(("qkv.weight", "proj.weight", "w12.weight", "w3.weight")):
+            elif name.endswith("w12.weight"):
+                truncated_normal(p, key, 0.02, (2 * self.unpadded_hidden_dim, self.width), partial(self._pad, name))
+            elif name.endswith("w3.weight"):
+                truncated_normal(p, key, 0.02, (self.width, self.unpadded_hidden_dim), partial(self._pad, name))
+            elif name == "pos_embed" or name.endswith(("qkv.weight", "proj.weight")):
                 truncated_normal(p, key, std=0.02)
             elif name.endswith("gamma"):
                 constant(p, self.config.layer_scale_init)
@@ -103,21 +109,6 @@ class VisionTransformer(nn.Module):
                 constant(p, 1.0)
             else:  # biases, mask token
                 constant(p, 0.0)
-        self.zero_padding_units()
-
-    @torch.no_grad()
-    def zero_padding_units(self) -> None:
-        """Sets the SwiGLU units beyond the preset's hidden size to zero; their gradients are zero from then on, since
-        silu(0) * 0 = 0 has zero derivative in both factors and w3 sees a zero input."""
-        hidden = self.unpadded_hidden_dim
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            padded = block.mlp.w3.in_features
-            if padded == hidden:
-                continue
-            for p in (block.mlp.w12.weight, block.mlp.w12.bias):
-                p.view(2, padded, -1)[:, hidden:].zero_()
-            block.mlp.w3.weight[:, hidden:].zero_()
 
     def unpadded_state_dict(self) -> dict[str, Tensor]:
         """The weights without the SwiGLU's padding, as models of the preset's own hidden size have them; the tensors
@@ -128,10 +119,13 @@ class VisionTransformer(nn.Module):
     def assign_unpadded(self, state: Mapping[str, Tensor]) -> None:
         """Takes up weights of the preset's own hidden size, of any float dtype; a sharded parameter keeps its shard."""
         for name, parameter in self.named_parameters():
-            assign(parameter, swiglu_padding.pad(name, state[name], *self._hidden_dims()))
+            assign(parameter, self._pad(name, state[name]))
 
     def _hidden_dims(self) -> tuple[int, int]:
         return self.unpadded_hidden_dim, swiglu_hidden_dim(self.width, self.config.swiglu_pad_multiple)
+
+    def _pad(self, name: str, whole: Tensor) -> Tensor:
+        return swiglu_padding.pad(name, whole, *self._hidden_dims())
 
 
 def _unpack(x_TD: Tensor, groups: Groups) -> list[Features]:

@@ -21,6 +21,7 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.engine.checkpoint import METHOD_PREFIX, find_checkpoint, load_weights, read_state
 from webssl_fast.engine.distributed import Distributed
+from webssl_fast.engine.sharding import set_weight_dtypes
 from webssl_fast.errors import UserError
 from webssl_fast.methods.base import Method
 from webssl_fast.models.checkpoint_layouts import HEADS, Weights, from_authors
@@ -131,7 +132,9 @@ def _open_run(source: Path) -> tuple[Path, RunConfig, Method]:
     config = load_config(config_path)
     # Of the device that it was trained on: nothing is computed or decoded by this config here.
     config = resolve(config, world_size=1, device=config.train.device)
-    return checkpoint, config, describe_method(config)
+    method = describe_method(config)
+    set_weight_dtypes(method, config.train)
+    return checkpoint, config, method
 
 
 def _find(source: Path) -> Path:

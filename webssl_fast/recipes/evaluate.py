@@ -19,6 +19,7 @@ from webssl_fast.errors import ConfigError, UserError
 from webssl_fast.evals.knn import evaluate_knn
 from webssl_fast.models.encoders import Encoder
 from webssl_fast.recipes.encoder_source import is_own_training, load_encoder, untrained_twin
+from webssl_fast.recipes.evaluate_dense import evaluate_dense, names_dense_data
 from webssl_fast.recipes.setup import prepared
 from webssl_fast.records import EvalResult, Preprocessing
 
@@ -43,13 +44,21 @@ class KnnSources:
 
 
 def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Evaluates by a config; prints a table, writes `output_dir/eval.json`, and returns the scores."""
+    """Evaluates by a config; prints a table, writes `output_dir/eval.json`, and returns the scores.
+
+    Where the config names data for segmentation or depth, and none for k-NN, only those are run.
+    """
     with prepared(config_path, overrides) as (config, ranks):
-        sources = KnnSources.open(config)
+        sources = None
+        if config.eval.knn.train_source or not names_dense_data(config.eval):
+            sources = KnnSources.open(config)
         if not config.eval.checkpoint and not Path(config.output_dir).is_dir():
             raise UserError(f"there is no run at output_dir {config.output_dir}: train first, or set eval.checkpoint")
         source = config.eval.checkpoint or config.output_dir
         encoder = load_encoder(source, ranks.device)
+        dense = evaluate_dense(encoder, config, ranks)
+        if sources is None:
+            return {result.name: result.scores for result in dense}
         judged = {"trained": encoder}
         if is_own_training(source):
             judged["untrained"] = untrained_twin(encoder, config.seed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -88,7 +86,7 @@ def _language_features(
     language: LanguageEncoder, captions: list[str], settings: AlignmentConfig, ranks: Distributed
 ) -> Tensor:
     batches = [captions[i : i + settings.batch_size] for i in range(0, len(captions), settings.batch_size)]
-    progress: Iterator[list[str]] = tqdm(batches, f"captions, {language.name}", disable=not ranks.is_main)
+    progress = tqdm(batches, f"captions, {language.name}", disable=not ranks.is_main)
     return torch.cat([language(batch) for batch in progress])
 
 

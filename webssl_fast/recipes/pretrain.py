@@ -16,6 +16,7 @@ from webssl_fast.data.pipeline import TrainLoader, loader_threads
 from webssl_fast.engine import loop, sharding
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError, Interrupted
+from webssl_fast.plan.flops import flops_per_image
 from webssl_fast.recipes.evaluate import KnnSources, knn
 from webssl_fast.recipes.initial_weights import start_from
 from webssl_fast.recipes.setup import describe_method, num_parameters, prepared
@@ -30,13 +31,14 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
         method = describe_method(config)
         index = Index.open(config.data.source)
         knn_sources = KnnSources.open(config) if config.eval.knn.train_source else None
-        sharding.materialize(method, config.seed, ranks, config.train.precision)
+        sharding.materialize(method, config.seed, ranks, config.train)
         if config.method.init_from:
             start_from(config.method.init_from, method, ranks)
 
         output_dir = Path(config.output_dir)
         if ranks.is_main:
             _announce(config, index, num_parameters(method.encoder()), ranks)
+            _warn_of_accumulation(config, ranks)
         assert config.data.prefetch_batches is not None and config.train.micro_batch_size is not None
         with TrainLoader(
             index,
@@ -51,6 +53,7 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
             prefetch_batches=config.data.prefetch_batches,
             num_threads=loader_threads(config.data, config.data.prefetch_batches, torch.get_num_threads()),
             output_dir=str(output_dir),
+            pin_memory=ranks.device.type == "cuda",
         ) as loader:
 
             def evaluate(step: int) -> dict[str, float]:
@@ -65,11 +68,13 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
                 train_config=config.train,
                 optim_config=config.optim,
                 output_dir=output_dir,
+                seed=config.seed,
                 facts={"seed": config.seed},
                 num_samples=len(index),
                 evaluate=evaluate if knn_sources else None,
                 evaluate_every=config.eval.every,
                 on_start=lambda: _write_config(config, output_dir) if ranks.is_main else None,
+                flops_per_image=flops_per_image(config),
             )
     if result.interrupted_by is not None:
         name = signal.Signals(result.interrupted_by).name
@@ -87,6 +92,23 @@ def _write_config(config: RunConfig, output_dir: Path) -> None:
         if changes:
             logger.warning("%s goes on with another config than before: %s", output_dir, "; ".join(changes))
     save_config(config, path)
+
+
+def _warn_of_accumulation(config: RunConfig, ranks: Distributed) -> None:
+    train = config.train
+    assert train.micro_batch_size is not None
+    images_per_pass = train.micro_batch_size * ranks.world_size
+    if images_per_pass < train.global_batch_size:
+        logger.warning(
+            "GRADIENT ACCUMULATION: a step is %d passes of %d images. Sinkhorn-Knopp balances the prototypes over one "
+            "pass and not over train.global_batch_size=%d, so this is another objective than one pass would have "
+            "(KoLeo and masks go by train.group_size=%d either way). More ranks, or a larger train.micro_batch_size, "
+            "end it",
+            train.global_batch_size // images_per_pass,
+            images_per_pass,
+            train.global_batch_size,
+            train.group_size,
+        )
 
 
 def _announce(config: RunConfig, index: Index, encoder_parameters: int, ranks: Distributed) -> None:

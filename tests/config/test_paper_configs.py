@@ -1,0 +1,76 @@
+"""The configs of the paper say what the paper says, and resolve on the GPUs that their headers name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from webssl_fast.config.load import load_config
+from webssl_fast.config.resolve import resolve
+from webssl_fast.schedules import scaled_lr
+
+FOLDER = Path(__file__).parent.parent.parent / "configs" / "pretrain"
+CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "webdino_mc2b")
+IMAGENET_1K = 1_281_167
+
+
+def resolved(name: str):
+    path = FOLDER / f"{name}.yaml"
+    num_gpus = re.search(r"^# webssl plan .* --gpus (\d+)", path.read_text(), re.MULTILINE)
+    assert num_gpus, f"{name} must say in its header what webssl plan says of it"
+    return resolve(load_config(path), world_size=int(num_gpus[1]), device="cuda")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_header(path):
+    config, text = resolved(path.stem), path.read_text()
+    assert config.output_dir == f"runs/{path.stem}"
+    assert "arXiv 2504.01017" in text and "not run yet" in text
+    ranks = re.search(r"--nnodes (\d+) --nproc-per-node (\d+)", text)
+    num_ranks = int(ranks[1]) * int(ranks[2]) if ranks else 1
+    # One pass a step: Sinkhorn-Knopp sees the whole batch.
+    assert config.train.micro_batch_size * num_ranks == config.train.global_batch_size
+
+
+@pytest.mark.parametrize("size", ["300m", "1b", "2b", "3b", "5b", "7b"])
+def test_sizes(size):
+    config = resolved(f"webdino_{size}_mc2b")
+    train, optim, method = config.train, config.optim, config.method
+    assert config.model.preset == f"vit_{size}_patch14" and config.model.drop_path_rate == 0.4
+    assert (train.global_batch_size, optim.warmup_steps, train.num_steps) == (3072, 100_000, 651_042)
+    assert scaled_lr(optim.base_lr, train.global_batch_size) == pytest.approx(3.5e-4, rel=0.02)
+    assert (optim.min_lr, optim.weight_decay, optim.clip_grad_norm) == (1e-6, (0.04, 0.2), 3.0)
+    assert (optim.layerwise_decay, optim.patch_embed_lr_factor, optim.betas) == (1.0, 0.2, (0.9, 0.999))
+    assert (method.ema_momentum, method.teacher_temperature) == ((0.994, 1.0), (0.04, 0.07))
+    assert (method.teacher_temperature_warmup_steps, method.freeze_last_layer_steps) == (37_500, 1250)
+    assert (method.dino_head.bottleneck_dim, method.ibot_head.bottleneck_dim) == (384, 256)
+    assert (method.global_crops.size_px, method.local_crops.size_px, method.local_crops.num) == (224, 98, 8)
+    assert train.group_size == 12
+
+
+@pytest.mark.parametrize("billions", [1, 4, 8])
+def test_data_scaling(billions):
+    train = resolved(f"webdino_7b_mc2b_{billions}b_samples").train
+    assert abs(train.num_steps * train.global_batch_size - billions * 10**9) < train.global_batch_size
+
+
+@pytest.mark.parametrize("size_px", [378, 518])
+def test_high_resolution(size_px):
+    config = resolved(f"webdino_7b_mc2b_8b_samples_{size_px}px")
+    train, optim = config.train, config.optim
+    assert (train.num_steps, train.global_batch_size) == (20_000, 2048)
+    assert scaled_lr(optim.base_lr, train.global_batch_size) == pytest.approx(1.41e-5, rel=0.01)
+    assert optim.warmup_steps / train.num_steps == 100_000 / 625_000
+    assert config.method.global_crops.size_px == config.eval.image_size_px == size_px
+    assert config.model.image_size_px == 224, "positions of the first training, interpolated"
+    assert config.method.init_from == resolved("webdino_7b_mc2b_8b_samples").output_dir
+
+
+@pytest.mark.parametrize("size", ["1b", "2b", "3b", "5b"])
+def test_imagenet_control(size):
+    config = resolved(f"webdino_{size}_in1k")
+    epochs = config.train.num_steps * config.train.global_batch_size / IMAGENET_1K
+    assert epochs == pytest.approx(300, abs=0.01)
+    assert config.optim.warmup_steps / config.train.num_steps == pytest.approx(80 / 500, abs=1e-4)

@@ -1,0 +1,127 @@
+"""The planned memory of a step is what torch's MemTracker finds on a real one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from tests.plan.small_runs import noise_batch, optimizer_of, small_config, take_step
+from webssl_fast.config.schema import RunConfig
+from webssl_fast.engine import sharding
+from webssl_fast.engine.distributed import Distributed
+from webssl_fast.methods.dinov2 import DinoV2
+from webssl_fast.plan.memory import Memory, memory_choices, step_memory
+from webssl_fast.plan.step_shape import step_shape
+from webssl_fast.recipes.plan import parameter_counts
+from webssl_fast.recipes.setup import describe_method
+
+TOLERANCE = 0.1
+TINY = {"preset": "vit_tiny_patch14", "num_images": 2}
+
+
+class Tracker(MemTracker):
+    """MemTracker asks every parameter for its gradient, which a frozen teacher's refuse."""
+
+    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True):
+        trained = all(p.requires_grad for p in module.parameters())
+        return super()._track_module_params_and_buffers(module, install_grad_hooks and trained)
+
+
+def tracked_peak(config: RunConfig, method: DinoV2, distributed: Distributed) -> int:
+    """Bytes of a real step on this rank."""
+    batch = noise_batch(config, method, distributed.rank)
+    optimizer = optimizer_of(config, method, distributed)
+    tracker = Tracker()
+    tracker.track_external(method, optimizer._adamw, *batch.crops, *batch.host.values())
+    with tracker:
+        take_step(config, method, batch, optimizer)
+    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+
+def planned(config: RunConfig, num_ranks: int = 1) -> Memory:
+    choices = memory_choices(config, num_ranks, on_gpu=False)
+    return step_memory(step_shape(config), parameter_counts(config), choices)
+
+
+def check_peak(choices: dict, mode: str = "none") -> None:
+    config = small_config(**choices, activation_checkpointing=mode)
+    method, here = describe_method(config), Distributed(torch.device("cpu"))
+    sharding.materialize(method, config.seed, here, config.train)
+    peak = tracked_peak(config, method, here)
+    assert planned(config).peak == pytest.approx(peak, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{"drop_path_rate": 0.0}, {"num_images": 6}, {"precision": "bf16"}, {"num_prototypes": 16384}],
+    ids=str,
+)
+def test_peak_is_what_torch_tracks(choices):
+    check_peak(choices)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_peak_under_activation_checkpointing(mode):
+    check_peak({}, mode)
+
+
+def test_peak_of_weights_in_bf16_and_moments_in_8_bits():
+    low = {"student_weights": "bf16", "teacher_weights": "bf16", "optimizer": "torchao_8bit"}
+    check_peak({"precision": "bf16", **low})
+
+
+def test_peak_of_a_deeper_network():
+    check_peak({**TINY, "drop_path_rate": 0.0})
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_peak_of_a_deeper_network_under_every_choice(precision, mode):
+    check_peak({**TINY, "precision": precision}, mode)
+
+
+def check_peak_of_two_ranks(choices: dict) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.plan.test_memory", json.dumps(choices)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    peak = json.loads(done.stdout.splitlines()[-1])["peak"]
+    assert planned(small_config(world_size=2, **choices), 2).peak == pytest.approx(peak, rel=TOLERANCE)
+
+
+def test_peak_of_two_ranks():
+    check_peak_of_two_ranks({"num_images": 2, "num_prototypes": 16384})
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("choices", [TINY, {**TINY, "precision": "bf16"}], ids=str)
+def test_peak_of_two_ranks_with_a_deeper_network(choices):
+    check_peak_of_two_ranks(choices)
+
+
+def main(choices: dict) -> None:
+    """One of two gloo ranks with FSDP2; the first prints its peak."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    distributed = Distributed(torch.device("cpu"), rank, 2, rank, 2)
+    config = small_config(world_size=2, **choices)
+    method = describe_method(config)
+    sharding.materialize(method, config.seed, distributed, config.train)
+    peak = tracked_peak(config, method, distributed)
+    if rank == 0:
+        print(json.dumps({"peak": peak}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
