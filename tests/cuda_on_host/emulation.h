@@ -78,6 +78,9 @@ T shuffle(unsigned mask, T value, int source) {
 
 unsigned ballot(unsigned mask, bool predicate);
 
+// An error where p is not aligned to 16 bytes.
+void check_aligned(const void* p, const char* what);
+
 void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void load_matrices(uint32_t* r, int num_matrices, bool transposed, const void* shared);
 

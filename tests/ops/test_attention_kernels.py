@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+import webssl_fast.ops.flops  # noqa: F401
 from tests.cuda_on_host import emulated
 from tests.ops.test_attention import exact, random_qkv
 from webssl_fast.ops import _library
@@ -192,6 +194,15 @@ def test_compiles_fullgraph(device):
         results = run(compiled, qkv, groups, grad_out)
         for result, value in zip(results, run(attention, qkv, groups, grad_out), strict=True):
             assert torch.equal(result, value)
+
+
+def test_flops_are_those_of_the_formula(device):
+    groups, heads, width = ((2, 20), (1, 7)), 2, 64
+    qkv, grad_out = problem(groups, heads, width, device)
+    product = sum(count * 2 * heads * length**2 * width for count, length in groups)
+    with FlopCounterMode(display=False) as counter:
+        run(attention, qkv, groups, grad_out)
+    assert counter.get_total_flops() == (2 + 5) * product
 
 
 def test_a_second_derivative_is_an_error(device):
