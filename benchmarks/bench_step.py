@@ -1,12 +1,15 @@
 """Time and peak memory of one training step: webssl_fast against plain eager PyTorch, interleaved in one run.
 
     python -m benchmarks.bench_step --preset vit_small_patch14 --batch 8 --threads 2 --precision bf16 --repeats 10
+    python -m benchmarks.bench_step --device cuda --compile --preset vit_300m_patch14 --batch 64 --drop-path 0.3
 
 Prints one JSON line a case. Before timing, both sides compute the objective from the same weights with drop-path 0, and
 every term and gradient norm must agree. Each side then lives in a process of its own and takes a step when told to, in
 turn: in one process the two would share an allocator and a peak, and in two runs the machine may not be the same twice.
 The waiting side sleeps on a pipe. `cpu_ms_per_step` is the processor time of all threads, which says more than the
-clock where other programs run beside. Everything random is drawn from one seed.
+clock where other programs run beside. Everything random is drawn from one seed. On a GPU both sides may compile their
+blocks (`--compile`), the peak is that of the GPU's memory, and the line also says images per second and the FLOP rate
+as a share of what a large matrix product reaches in the same run.
 """
 
 from __future__ import annotations
@@ -42,11 +45,16 @@ def work(side_name: str, case_json: str, threads: int) -> None:
     print(json.dumps({"ready": True}), flush=True)
     for command in sys.stdin:
         if command.strip() == "quit":
-            peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            print(json.dumps({"peak_rss_mb": round(peak_kib * 1024 / 1e6)}), flush=True)
+            if case.device == "cuda":
+                peak_bytes = torch.cuda.max_memory_allocated()
+            else:
+                peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            print(json.dumps({"peak_mb": round(peak_bytes / 1e6)}), flush=True)
             return
         started, cpu_started = time.perf_counter(), time.process_time()
-        loss = side.step()
+        loss = side.step()  # reads the loss, and so waits for the device
+        if case.device == "cuda":
+            torch.cuda.synchronize()
         answer = {
             "ms": (time.perf_counter() - started) * 1e3,
             "cpu_ms": (time.process_time() - cpu_started) * 1e3,
@@ -61,10 +69,12 @@ def compare(case_json: str, threads: int) -> None:
 
     import torch
 
+    from benchmarks.harness import gemm_tflop_per_s
     from benchmarks.step_sides import PlainSide, StepCase, WebsslSide
 
     torch.set_num_threads(threads)
-    case = replace(StepCase(**json.loads(case_json)), drop_path_rate=0.0)
+    timed = StepCase(**json.loads(case_json))
+    case = replace(timed, drop_path_rate=0.0)
     batch = case.batch()
     ours, plain = WebsslSide(case, batch), PlainSide(case, batch)
     plain.load_student_weights(ours.student_weights())
@@ -73,7 +83,10 @@ def compare(case_json: str, threads: int) -> None:
         raise ValueError(f"the sides report different terms: {sorted(our_terms)} and {sorted(plain_terms)}")
     differences = {name: abs(our_terms[name] / plain_terms[name] - 1) for name in plain_terms}
     worst = max(differences, key=lambda name: differences[name])
-    print(json.dumps({"term": worst, "difference": differences[worst], "ours": our_terms, "plain": plain_terms}))
+    found = {"term": worst, "difference": differences[worst], "ours": our_terms, "plain": plain_terms}
+    if case.device == "cuda":
+        found |= {"gemm_tflop_per_s": gemm_tflop_per_s(), "tflop_per_image": timed.flops_per_image() / 1e12}
+    print(json.dumps(found))
 
 
 # ---------------------------------------------------------------- driver
@@ -141,14 +154,25 @@ def run_case(case: dict[str, Any], threads: int, repeats: int) -> dict[str, Any]
     medians: dict[tuple[str, str], float] = {}
     peaks: dict[str, float] = {}
     for side, worker in workers.items():
-        peaks[side] = worker.quit()["peak_rss_mb"]
+        peaks[side] = worker.quit()["peak_mb"]
         for key in ("ms", "cpu_ms"):
             medians[side, key] = statistics.median(step[key] for step in worker.steps[1:])
+    memory = "peak_gpu" if case["device"] == "cuda" else "peak_rss"
     for side, prefix in (("webssl_fast", ""), ("plain_dinov2", "baseline_")):
         line |= {
             f"{prefix}ms_per_step": round(medians[side, "ms"], 1),
             f"{prefix}cpu_ms_per_step": round(medians[side, "cpu_ms"], 1),
-            f"{prefix}peak_rss_mb": peaks[side],
+            f"{prefix}{memory}_mb": peaks[side],
+        }
+    if case["device"] == "cuda":
+        images_per_s = 1e3 * case["num_images"] / medians["webssl_fast", "ms"]
+        tflop_per_s = images_per_s * compared["tflop_per_image"]
+        line |= {
+            "images_per_s": round(images_per_s, 1),
+            "baseline_images_per_s": round(1e3 * case["num_images"] / medians["plain_dinov2", "ms"], 1),
+            "tflop_per_image": round(compared["tflop_per_image"], 3),
+            "gemm_tflop_per_s": round(compared["gemm_tflop_per_s"], 1),
+            "share_of_gemm": round(tflop_per_s / compared["gemm_tflop_per_s"], 3),
         }
     pairs = zip(workers["webssl_fast"].steps[1:], workers["plain_dinov2"].steps[1:], strict=True)
     ratios = sorted(baseline["ms"] / ours["ms"] for ours, baseline in pairs)
@@ -157,9 +181,9 @@ def run_case(case: dict[str, Any], threads: int, repeats: int) -> dict[str, Any]
         "speedup_least": round(ratios[0], 3),
         "speedup_most": round(ratios[-1], 3),
         "cpu_speedup": round(medians["plain_dinov2", "cpu_ms"] / medians["webssl_fast", "cpu_ms"], 3),
-        "peak_rss_ratio": round(peaks["webssl_fast"] / peaks["plain_dinov2"], 3),
+        f"{memory}_ratio": round(peaks["webssl_fast"] / peaks["plain_dinov2"], 3),
         "largest_difference": {"term": compared["term"], "relative": float(f"{compared['difference']:.2g}")},
-        **provenance(),
+        **provenance(case["device"]),
     }
 
 
@@ -183,6 +207,8 @@ def main() -> None:
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true", help="both sides compile their blocks")
     parser.add_argument("--preset", default="vit_small_patch14")
     parser.add_argument("--batch", type=int, default=8, help="images of a step")
     parser.add_argument("--threads", type=int, default=2)
@@ -200,6 +226,8 @@ def main() -> None:
             "precision": precision,
             "drop_path_rate": arguments.drop_path,
             "num_prototypes": arguments.prototypes,
+            "device": arguments.device,
+            "compile_blocks": arguments.compile,
         }
         print(json.dumps(run_case(case, arguments.threads, arguments.repeats)), flush=True)
 

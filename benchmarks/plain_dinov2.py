@@ -225,7 +225,7 @@ def sinkhorn_knopp(logits_RK: Tensor, temperature: float, num_iterations: int) -
 def dino_loss(student_logits: Iterable[Tensor], targets: Iterable[Tensor], temperature: float) -> Tensor:
     """Sum over all (student crop, teacher crop) pairs of the mean cross-entropy over images. Each tensor is [B, K]."""
     targets = list(targets)
-    total = torch.zeros(())
+    total = torch.zeros((), device=targets[0].device)
     for logits_BK in student_logits:
         log_probabilities_BK = F.log_softmax(logits_BK.float() / temperature, dim=-1)
         for targets_BK in targets:
@@ -245,7 +245,7 @@ def ibot_loss(logits_MK: Tensor, targets_MK: Tensor, weights_M: Tensor, num_crop
 
 def koleo_loss(x_BD: Tensor) -> Tensor:
     """Minus mean log distance to the nearest neighbour on the sphere (arXiv 1806.03198), in fp32."""
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(x_BD.device.type, enabled=False):
         x_BD = F.normalize(x_BD.float(), dim=-1, eps=1e-8)
         with torch.no_grad():
             nearest_B = (x_BD @ x_BD.t()).fill_diagonal_(-1).argmax(dim=1)
@@ -268,17 +268,32 @@ class Networks(nn.Module):
 
 
 class PlainDinoV2:
-    """Student, teacher and optimizer. `precision`: "fp32", or "bf16" for autocast over fp32 weights."""
+    """Student, teacher and optimizer.
 
-    def __init__(self, config: PlainConfig, precision: str, seed: int = 0) -> None:
+    precision       "fp32", or "bf16" for autocast over fp32 weights
+    compile_blocks  torch.compile of each transformer block, as DINOv3 trains
+    """
+
+    def __init__(
+        self,
+        config: PlainConfig,
+        precision: str,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        compile_blocks: bool = False,
+    ) -> None:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
         self.config = config
         self.precision = precision
         torch.manual_seed(seed)
-        self.student = Networks(config).train()
-        self.teacher = Networks(config).eval().requires_grad_(False)
+        self.device = torch.device(device)
+        self.student = Networks(config).train().to(self.device)
+        self.teacher = Networks(config).eval().requires_grad_(False).to(self.device)
         self.teacher.load_state_dict(self.student.state_dict())
+        if compile_blocks:
+            for block in [*self.student.backbone.blocks, *self.teacher.backbone.blocks]:
+                block.compile()
         self.optimizer = torch.optim.AdamW(self.parameter_groups(), lr=config.lr, fused=True)
 
     def parameter_groups(self) -> list[dict[str, object]]:
@@ -337,7 +352,7 @@ class PlainDinoV2:
 
     def forward_and_backward(self, global_crops: Tensor, local_crops: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Leaves gradients in the student's parameters; returns the detached terms of the loss."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             terms = self.losses(global_crops, local_crops, mask)
         torch.stack(list(terms.values())).sum().backward()
         return {name: term.detach() for name, term in terms.items()}

@@ -58,19 +58,25 @@ def kind_of(event: FunctionEvent, num_prototypes: int) -> str:
     return "casts_and_copies" if event.name in ("aten::copy_", "aten::cat") else "other_elementwise"
 
 
-def profile_step(step: Callable[[], object], num_prototypes: int, repeats: int) -> dict[str, float]:
+def profile_step(
+    step: Callable[[], object], num_prototypes: int, repeats: int, device: str = "cpu"
+) -> dict[str, float]:
     """Milliseconds of a call of `step` by kind, the least of `repeats` calls for each kind; "total" is their sum.
 
-    The least, since another process on the machine adds to whichever operator it interrupts.
+    The least, since another process on the machine adds to whichever operator it interrupts. On a GPU the time is that
+    of the kernels that an operator launches, and what the GPU idles is in none of them.
     """
+    on_gpu = device == "cuda"
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     step()
     least_ms: dict[str, float] = {}
     for _ in range(repeats):
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        with profile(activities=activities, record_shapes=True) as recorded:
             step()
         times_ms: dict[str, float] = defaultdict(float)
         for event in recorded.events():
-            times_ms[kind_of(event, num_prototypes)] += event.self_cpu_time_total / 1e3
+            own_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            times_ms[kind_of(event, num_prototypes)] += own_us / 1e3
         for kind, ms in times_ms.items():
             least_ms[kind] = min(ms, least_ms.get(kind, ms))
     ordered = {kind: round(ms, 1) for kind, ms in sorted(least_ms.items(), key=lambda item: -item[1])}
@@ -81,15 +87,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--side", choices=sorted(SIDES), default="webssl_fast")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--preset", default="vit_small_patch14")
+    parser.add_argument("--drop-path", type=float, default=0.4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    case = StepCase(num_images=arguments.batch, precision=arguments.precision)
+    case = StepCase(
+        preset=arguments.preset,
+        num_images=arguments.batch,
+        precision=arguments.precision,
+        drop_path_rate=arguments.drop_path,
+        device=arguments.device,
+    )
     side = SIDES[arguments.side](case, case.batch())
-    times_ms = profile_step(side.step, case.num_prototypes, arguments.repeats)
-    print(json.dumps({"case": "train_step_profile", **vars(arguments), "ms_by_kind": times_ms, **provenance()}))
+    times_ms = profile_step(side.step, case.num_prototypes, arguments.repeats, arguments.device)
+    where = provenance(arguments.device)
+    print(json.dumps({"case": "train_step_profile", **vars(arguments), "ms_by_kind": times_ms, **where}))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.plain_dinov2 import PlainConfig, PlainDinoV2
-from webssl_fast.config.schema import DinoV2Config, HeadConfig, ModelConfig, OptimConfig
+from webssl_fast.config.resolve import resolve
+from webssl_fast.config.schema import DinoV2Config, HeadConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
+from webssl_fast.engine.sharding import materialize
 from webssl_fast.methods.dinov2 import DinoV2
 from webssl_fast.models.presets import preset
+from webssl_fast.plan.flops import flops_per_image
 from webssl_fast.records import Batch
 
 NUM_STEPS = 625_000
@@ -35,6 +38,8 @@ class StepCase:
     drop_path_rate: float = 0.4
     num_prototypes: int = 131072
     seed: int = 0
+    device: str = "cpu"
+    compile_blocks: bool = False
 
     @property
     def method_config(self) -> DinoV2Config:
@@ -43,12 +48,15 @@ class StepCase:
             ibot_head=HeadConfig(bottleneck_dim=256, num_prototypes=self.num_prototypes),
         )
 
+    @property
+    def model_config(self) -> ModelConfig:
+        return ModelConfig(preset=self.preset, drop_path_rate=self.drop_path_rate)
+
     def method(self) -> DinoV2:
-        """Method without values in its parameters; `initialize` fills them."""
-        model = ModelConfig(preset=self.preset, drop_path_rate=self.drop_path_rate)
+        """Method without values in its parameters; `materialize` fills them."""
         return DinoV2(
             self.method_config,
-            model,
+            self.model_config,
             OptimConfig(),
             num_steps=NUM_STEPS,
             group_size=self.num_images,
@@ -66,7 +74,23 @@ class StepCase:
         positions = np.arange(B)
         batch = Batch(positions, positions, crops, torch.full((B,), -1))
         self.method_without_weights().prepare(batch)
-        return batch
+        return batch.to(torch.device(self.device))
+
+    @property
+    def train_config(self) -> TrainConfig:
+        return TrainConfig(
+            device="cuda" if self.device == "cuda" else "cpu",
+            precision="bf16" if self.precision == "bf16" else "fp32",
+            compile_blocks=self.compile_blocks,
+            num_steps=NUM_STEPS,
+            global_batch_size=self.num_images,
+            group_size=self.num_images,
+        )
+
+    def flops_per_image(self) -> float:
+        """As webssl_fast executes it, from the count that `webssl plan` makes."""
+        config = RunConfig(model=self.model_config, method=self.method_config, train=self.train_config)
+        return flops_per_image(resolve(config, world_size=1, device=self.device))
 
     def method_without_weights(self) -> DinoV2:
         """For its draws and schedules."""
@@ -89,17 +113,17 @@ class WebsslSide:
 
     def __init__(self, case: StepCase, batch: Batch) -> None:
         self.case, self.batch = case, batch
-        self.method = case.method()
-        self.method.initialize(case.seed)
+        self.method = case.method_without_weights()
+        self.here = Distributed(torch.device(case.device))
+        materialize(self.method, case.seed, self.here, case.train_config)
 
     def _forward(self) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.case.precision == "bf16"):
+        with torch.autocast(self.case.device, torch.bfloat16, enabled=self.case.precision == "bf16"):
             return self.method.training_step(self.batch, STEP)
 
     def prepare_optimizer(self) -> None:
-        distributed = Distributed(torch.device("cpu"))
         self.optimizer = Optimizer(
-            self.method, OptimConfig(), distributed, num_steps=NUM_STEPS, global_batch_size=self.case.num_images
+            self.method, OptimConfig(), self.here, num_steps=NUM_STEPS, global_batch_size=self.case.num_images
         )
 
     def step(self) -> float:
@@ -133,7 +157,7 @@ class PlainSide:
             num_prototypes=case.num_prototypes,
             teacher_temperature=case.method_without_weights().schedule_values(STEP)["teacher_temperature"],
         )
-        self.plain = PlainDinoV2(config, case.precision, case.seed)
+        self.plain = PlainDinoV2(config, case.precision, case.seed, case.device, case.compile_blocks)
         global_crops, local_crops = (crops.flatten(0, 1) for crops in batch.crops)
         self.inputs = (global_crops, local_crops, batch.host["mask_RN"])
 

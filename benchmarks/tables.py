@@ -28,13 +28,15 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 Line = dict[str, Any]
 
 
-def result_lines(case: str, keys: tuple[str, ...], folder: Path = ROOT / "benchmarks" / "results") -> list[Line]:
-    """The last line for each combination of `keys`, in the order of the files."""
+def result_lines(
+    case: str, keys: tuple[str, ...], folder: Path = ROOT / "benchmarks" / "results", device: str = "cpu"
+) -> list[Line]:
+    """The last line on a kind of device for each combination of `keys`, in the order of the files."""
     latest: dict[tuple[str, ...], Line] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for text in path.read_text().splitlines():
             line = json.loads(text)
-            if line["case"] == case:
+            if line["case"] == case and line.get("device", "cpu") == device:
                 latest[tuple(str(line[key]) for key in keys)] = line
     return list(latest.values())
 
@@ -61,6 +63,26 @@ def train_step() -> str:
         for line in lines
     ]
     header = ["training step", "processor", "webssl_fast", "plain PyTorch", "speed-up", "peak memory", "measured"]
+    return markdown(header, rows)
+
+
+def train_step_gpu() -> str:
+    lines = result_lines("train_step", ("preset", "num_images", "precision", "gpu", "compile_blocks"), device="cuda")
+    if not lines:
+        return "No result line of a GPU yet: `python -m benchmarks.bench_step --device cuda --compile` prints one.\n"
+    rows = [
+        [
+            f"{line['preset']}, {line['num_images']} images, {line['precision']}",
+            line["gpu"],
+            f"{line['images_per_s']:,.0f}",
+            f"{line['baseline_images_per_s']:,.0f}",
+            f"{line['speedup']:.2f}x ({line['speedup_least']:.2f} to {line['speedup_most']:.2f})",
+            f"{line['share_of_gemm']:.0%}",
+            f"{line['date']}, {line['commit']}",
+        ]
+        for line in lines
+    ]
+    header = ["training step", "GPU", "images/s", "plain PyTorch", "speed-up", "share of GEMM rate", "measured"]
     return markdown(header, rows)
 
 
@@ -125,6 +147,7 @@ def _plan_table(rows: Callable[[], list[list[str]]]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "train_step": train_step,
+    "train_step_gpu": train_step_gpu,
     "train_step_profile": train_step_profile,
     "multi_crop": multi_crop,
     "gpu_kernels": gpu_kernels,

@@ -1,6 +1,7 @@
 // Python's view of the kernel core: one line per function, no logic. Pointers travel as integers.
 #include <pybind11/pybind11.h>
 
+#include "attention/attention.h"
 #include "core/build_info.h"
 #include "multi_crop/multi_crop.h"
 #include "prototype_cross_entropy/prototype_cross_entropy.h"
@@ -20,6 +21,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("prototype_cross_entropy_cpu", &webssl::prototype_cross_entropy::forward_cpu, release_gil());
   m.def("prototype_cross_entropy_scale_cpu", &webssl::prototype_cross_entropy::scale_cpu, release_gil());
 #ifdef WEBSSL_WITH_CUDA
+  m.def("attention_longest_sequence_cuda", &webssl::attention::longest_sequence);
+  m.def("attention_cuda", &webssl::attention::forward_cuda, release_gil());
+  m.def("attention_backward_cuda", &webssl::attention::backward_cuda, release_gil());
   m.def("multi_crop_workspace_floats_cuda", &webssl::multi_crop::workspace_floats_cuda);
   m.def("multi_crop_cuda", &webssl::multi_crop::multi_crop_cuda, release_gil());
   m.def("sinkhorn_num_column_partitions_cuda", &webssl::sinkhorn_knopp::num_column_partitions_cuda);

@@ -50,19 +50,13 @@ EXEMPT_IMPORTS = {
     ("ops", "records"): "multi_crop takes a records.CropRecipe",
 }
 
-NO_CUDA_YET = "the CUDA twin comes with the kernels of the GPU path; until then the op says so on a GPU"
 EXEMPT_CONTRACT = {
-    "csrc/attention/attention.h": "torch's SDPA, one call for each crop group",
-    "csrc/attention/attention_math.h": "torch's SDPA",
-    "csrc/attention/attention_cpu.cpp": "torch's SDPA",
-    "csrc/attention/attention_cuda.cu": NO_CUDA_YET,
+    "csrc/attention/attention_cpu.cpp": "on a CPU the op is torch's scaled_dot_product_attention",
     "tests/ops/test_multi_crop.py: gradients_match_reference": "augmentation has no gradient",
     "tests/ops/test_sinkhorn_knopp.py: gradients_match_reference": "targets have no gradient",
     "webssl_fast/ops/multi_crop.py: register_autograd": "augmentation has no gradient",
     "webssl_fast/ops/sinkhorn_knopp.py: register_autograd": "targets have no gradient",
-    "webssl_fast/ops/attention.py: register_fake": "torch's SDPA brings its own",
-    "webssl_fast/ops/attention.py: register_autograd": "torch's SDPA brings its own",
-    "tests/ops/test_attention.py: opcheck": "no operator of its own yet",
+    "tests/ops/test_attention.py: opcheck": "its operator is of the kernels, in test_attention_kernels.py",
 }
 TEST_NAMES = (
     "matches_reference",

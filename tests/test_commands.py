@@ -145,7 +145,7 @@ def test_train_evaluate_report(labelled_images: Path, tmp_path: Path):
     assert max(line["step"] for line in logged) == 4
     assert load_config(run / "config.yaml").train.num_steps == 4
     webssl("eval", "configs/smoke/dinov2.yaml", *overrides)
-    assert json.loads((run / "eval.json").read_text())["encoder"] == "run/step_00000004"
+    assert json.loads((run / "eval/knn.json").read_text())["encoder"]["name"] == "run/step_00000004"
     webssl("report", str(run))
     assert "<html" in (run / "report.html").read_text()
 

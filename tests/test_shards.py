@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from tests.engine.ranks import run_ranks
+from tests.engine.rank_processes import run_ranks
 from webssl_fast.methods.ema import ema_update
 from webssl_fast.shards import first_element, local_shard, num_copies
 

@@ -51,10 +51,14 @@ and exits with status 76 (train.watchdog). docs/cluster.md has scripts for Slurm
         commands,
         "eval",
         "evaluate a checkpoint's frozen encoder by a config",
-        """Judges a frozen encoder by what CONFIG describes under `eval:`. Prints the scores and writes into output_dir:
-  eval.json           k-NN on labelled folders or tars; for a run of ours with an untrained encoder beside it
-  segmentation.json   a linear head on ADE20K, and pictures of what it predicts
-  depth.json          a linear head on NYUd v2, and pictures of what it predicts
+        """Judges a frozen encoder by everything that CONFIG names data for under `eval:`, prints the scores and writes
+into output_dir/eval:
+  knn.json                  k-NN on labelled images; for a run of ours with an untrained encoder beside it
+  linear_probe.json         52 linear heads, trained at once, the best on validation images
+  logistic_regression.json  one linear head on features that are computed once
+  segmentation.json         a linear head on ADE20K, and pictures of what it predicts
+  depth.json                a linear head on NYUd v2, and pictures of what it predicts
+  alignment.json            agreement with language models on image-caption pairs
 
 eval.checkpoint names the encoder: a run or one of its checkpoints (output_dir by default), a .pth file of the Web-SSL
 authors, or a folder or id of the Hugging Face hub: Web-SSL, DINOv2, DINOv3, MAE, I-JEPA, CLIP, MetaCLIP, SigLIP.""",

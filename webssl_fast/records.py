@@ -6,6 +6,7 @@ Dimensions: B images, V crops, N tokens, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -161,7 +162,11 @@ class DenseSample:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scores of one evaluation, e.g. EvalResult("knn", {"cls_top1": 0.71, "patch_mean_top1": 0.78})."""
+    """Scores of one evaluation, e.g. EvalResult("knn", {"cls_top1": 0.71, "patch_mean_top1": 0.78}).
+
+    data  what was judged, beside its config: numbers of images, whether the set is whole
+    """
 
     name: str
     scores: dict[str, float]
+    data: Mapping[str, str | int | bool] = field(default_factory=dict)

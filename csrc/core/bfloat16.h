@@ -31,4 +31,18 @@ WEBSSL_HD void store_f32(Bfloat16* p, float value) {
   p->bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
 }
 
+// Two values rounded to bf16 in one register, as the tensor cores' fragments hold them: `low` in the lower half.
+WEBSSL_HD uint32_t packed_bfloat16(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+#else
+  Bfloat16 values[2];
+  store_f32(&values[0], low);
+  store_f32(&values[1], high);
+  return static_cast<uint32_t>(values[1].bits) << 16 | values[0].bits;
+#endif
+}
+
 }  // namespace webssl

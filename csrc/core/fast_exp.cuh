@@ -6,16 +6,18 @@
 
 namespace webssl {
 
-// Relative error at most 2^-22 + |x| 2^-23. 0 below -87.4, infinite above 88.7; NaN stays NaN.
-__device__ __forceinline__ float fast_exp(float x) {
-  const float exponent = x * 0x1.715476p+0f;
+// 2^x, relative error at most 2^-22. 0 below -126, infinite from 128 on; NaN stays NaN.
+__device__ __forceinline__ float fast_exp2(float x) {
 #ifdef WEBSSL_CUDA_ON_HOST
-  return exp2f(exponent);
+  return exp2f(x);
 #else
   float value;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(exponent));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
   return value;
 #endif
 }
+
+// e^x, relative error at most 2^-22 + |x| 2^-23. 0 below -87.4, infinite above 88.7; NaN stays NaN.
+__device__ __forceinline__ float fast_exp(float x) { return fast_exp2(x * 0x1.715476p+0f); }
 
 }  // namespace webssl

@@ -1,6 +1,7 @@
 // Kernels that are right, and kernels that are wrong in ways that the emulation has to notice; see test_emulation.py.
 #include <pybind11/pybind11.h>
 
+#include "attention/attention_math.h"
 #include "core/async_copy.cuh"
 #include "core/cluster.cuh"
 #include "core/launch.cuh"
@@ -98,6 +99,13 @@ PYBIND11_MODULE(_checks, m) {
   m.def("read_before_the_copy_landed", [](uintptr_t in, uintptr_t out) {
     launch(read_before_the_copy_landed, 1, 32, 512, nullptr, at<float>(in), at<float>(out));
   });
+  m.def("attention_chunk_offset", [](int chunks_in_row, int row, int chunk) {
+    using webssl::attention::chunk_offset;
+    return chunks_in_row == 2   ? chunk_offset<2>(row, chunk)
+           : chunks_in_row == 8 ? chunk_offset<8>(row, chunk)
+                                : chunk_offset<16>(row, chunk);
+  });
+  m.def("attention_forward_warps", &webssl::attention::forward_warps);
   m.def("rotate_in_cluster", [](uintptr_t in, uintptr_t out, unsigned num_blocks, unsigned cluster_size) {
     webssl::launch_cluster(rotate_in_cluster, cluster_size, num_blocks, 32, 16, nullptr, at<float>(in), at<float>(out));
   });

@@ -153,6 +153,21 @@ void check_launch(const Launch& launch) {
   if (launch.cluster_size > 8) fail("a portable cluster has at most 8 blocks");
 }
 
+// Runs those of the fibers that wait for nothing, each until it does; false where there were none.
+bool run_ready(const size_t* begin, const size_t* end) {
+  bool any = false;
+  for (; begin != end; ++begin) {
+    running = &cluster->fibers[*begin];
+    if (running->wait != Wait::kNothing) continue;
+    any = true;
+    threadIdx = running->thread;
+    blockIdx = running->block;
+    swapcontext(&scheduler, &running->context);
+    if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+  }
+  return any;
+}
+
 void run_cluster(const Launch& launch, const std::function<void()>& body, uint3 first_block, const std::string& order) {
   const size_t block_size = size_t{launch.block.x} * launch.block.y * launch.block.z;
   Cluster own;
@@ -193,13 +208,15 @@ void run_cluster(const Launch& launch, const std::function<void()>& body, uint3 
   }
   while (release()) {
     if (order == "shuffled") std::shuffle(sequence.begin(), sequence.end(), generator);
-    for (size_t i : sequence) {
-      running = &own.fibers[i];
-      if (running->wait != Wait::kNothing) continue;
-      threadIdx = running->thread;
-      blockIdx = running->block;
-      swapcontext(&scheduler, &running->context);
-      if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+    // A warp goes on for as long as it can before the next one starts, as far ahead as a missing barrier would let it.
+    const auto warp_of = [&](size_t position) {
+      const size_t i = sequence[position];
+      return std::pair(i / block_size, i % block_size / 32);
+    };
+    for (size_t begin = 0, end = 0; begin < sequence.size(); begin = end) {
+      while (end < sequence.size() && warp_of(end) == warp_of(begin)) ++end;
+      while (run_ready(sequence.data() + begin, sequence.data() + end)) {
+      }
     }
   }
   for (const Fiber& fiber : own.fibers) {
@@ -215,8 +232,6 @@ void run_cluster(const Launch& launch, const std::function<void()>& body, uint3 
   }
 }
 
-float widened(uint32_t pair, int half) { return bits_as<float>(half == 0 ? pair << 16 : pair & 0xFFFF0000u); }
-
 void perform(const std::vector<Copy>& copies) {
   for (const Copy& copy : copies) {
     if (copy.in_bounds) {
@@ -227,11 +242,11 @@ void perform(const std::vector<Copy>& copies) {
   }
 }
 
+}  // namespace
+
 void check_aligned(const void* p, const char* what) {
   if (reinterpret_cast<uintptr_t>(p) % 16 != 0) fail(std::string(what) + ": an address that is not aligned to 16");
 }
-
-}  // namespace
 
 void run(const Launch& launch, const std::function<void()>& body) {
   check_launch(launch);
@@ -311,66 +326,6 @@ unsigned ballot(unsigned mask, bool predicate) {
       },
       &data);
   return data.result;
-}
-
-void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  struct Data {
-    float* d;
-    const uint32_t *a, *b;
-  } data{d, a, b};
-  call_with_warp(
-      ~0u,
-      [](unsigned, void* const* lanes) {
-        float a[16][16], b[16][8];
-        for (int i = 0; i < 32; ++i) {
-          const auto* data = static_cast<const Data*>(lanes[i]);
-          const int g = i / 4, t = i % 4;
-          for (int half = 0; half < 2; ++half) {
-            for (int part = 0; part < 4; ++part) {
-              a[g + 8 * (part % 2)][2 * t + half + 8 * (part / 2)] = widened(data->a[part], half);
-            }
-            for (int part = 0; part < 2; ++part) b[2 * t + half + 8 * part][g] = widened(data->b[part], half);
-          }
-        }
-        for (int i = 0; i < 32; ++i) {
-          for (int part = 0; part < 4; ++part) {
-            const int row = i / 4 + 8 * (part / 2), column = 2 * (i % 4) + part % 2;
-            float sum = 0.0f;
-            for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
-            static_cast<Data*>(lanes[i])->d[part] += sum;
-          }
-        }
-      },
-      &data);
-}
-
-void load_matrices(uint32_t* r, int num_matrices, bool transposed, const void* shared) {
-  struct Data {
-    uint32_t* r;
-    int num_matrices;
-    bool transposed;
-    const void* shared;
-  } data{r, num_matrices, transposed, shared};
-  if (lane() < 8 * num_matrices) check_aligned(shared, "ldmatrix");
-  call_with_warp(
-      ~0u,
-      [](unsigned, void* const* lanes) {
-        const auto element = [&](int matrix, int row, int column) -> uint32_t {
-          uint16_t value;
-          const auto* address = static_cast<const Data*>(lanes[8 * matrix + row])->shared;
-          memcpy(&value, static_cast<const uint16_t*>(address) + column, sizeof(value));
-          return value;
-        };
-        for (int i = 0; i < 32; ++i) {
-          const auto* data = static_cast<const Data*>(lanes[i]);
-          const int g = i / 4, t = 2 * (i % 4);
-          for (int j = 0; j < data->num_matrices; ++j) {
-            data->r[j] = data->transposed ? element(j, t, g) | element(j, t + 1, g) << 16
-                                          : element(j, g, t) | element(j, g, t + 1) << 16;
-          }
-        }
-      },
-      &data);
 }
 
 void async_copy_16(void* shared, const void* global, bool in_bounds) {

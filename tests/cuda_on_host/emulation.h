@@ -3,7 +3,8 @@
 // - Dynamic shared memory starts as NaN, and lies between guards that are checked when its block ends.
 // - Asynchronous copies land at the wait for them (or, in other thread orders than "forward", at once).
 // - Threads run in the order that WEBSSL_EMULATED_ORDER says: "forward", "backward" or "shuffled". A kernel with a
-//   barrier missing gives other bits in another order.
+//   barrier missing gives other bits in another order: in the first two a warp runs ahead of the others until something
+//   stops it, in the third they keep in step.
 // - A barrier that some threads never reach is an error that says so, not a hang.
 // - WEBSSL_EMULATED_CAPABILITY (80, 90) is the GPU that the host code sees.
 // Static __shared__ arrays are one array for all blocks: they are not for kernels that run in clusters.
@@ -76,6 +77,9 @@ T shuffle(unsigned mask, T value, int source) {
 }
 
 unsigned ballot(unsigned mask, bool predicate);
+
+// An error where p is not aligned to 16 bytes.
+void check_aligned(const void* p, const char* what);
 
 void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void load_matrices(uint32_t* r, int num_matrices, bool transposed, const void* shared);

@@ -14,10 +14,11 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from tests.engine.comparison import metrics_of
 from tests.engine.dinov2_run import NUM_STEPS, run_dinov2
-from tests.engine.ranks import alone, run_ranks
+from tests.engine.rank_processes import run_ranks
 from tests.methods.tiny import noise_batch, tiny_method
 from webssl_fast.config.schema import ModelConfig, OptimConfig, ShardingConfig, TrainConfig
 from webssl_fast.engine import sharding
+from webssl_fast.engine.checkpoint import load_weights
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
 from webssl_fast.engine.sharding import materialize
@@ -48,7 +49,7 @@ def steps_of(positions_of_ranks):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    alone(run_dinov2, folder)
+    run_dinov2(CPU, folder)
     return folder
 
 
@@ -77,7 +78,7 @@ def test_two_replicas_of_two_shards_train_what_one_rank_trains_and_hand_over(one
     positions = run_ranks(4, run_dinov2, tmp_path, settings, None, None, HALF)
     assert_same_losses(tmp_path, one, num_steps=HALF)
     assert steps_of(positions)[3] == list(range(24, 32))
-    alone(run_dinov2, tmp_path)  # goes on from what the replicas saved
+    run_dinov2(CPU, tmp_path)  # goes on from what the replicas saved
     assert_same_losses(tmp_path, one)
 
 
@@ -86,7 +87,7 @@ def test_a_checkpoint_of_four_ranks_goes_on_with_the_same_images(one, four, tmp_
     moved = tmp_path / "moved"
     shutil.copytree(four, moved)
     shutil.rmtree(moved / "checkpoints" / f"step_{NUM_STEPS:08d}")
-    positions = [alone(run_dinov2, moved)] if world_size == 1 else run_ranks(world_size, run_dinov2, moved)
+    positions = [run_dinov2(CPU, moved)] if world_size == 1 else run_ranks(world_size, run_dinov2, moved)
     assert steps_of(positions) == {step: list(range(8 * step, 8 * step + 8)) for step in range(HALF, NUM_STEPS)}
     assert_same_losses(moved, one)
 
@@ -99,7 +100,7 @@ def run_as_on_gpus(distributed, *args):
 
 def test_weights_gathered_as_bf16_train_what_one_rank_trains_in_bf16(tmp_path):
     arguments = ({"precision": "bf16"}, None, None, HALF)
-    alone(run_dinov2, tmp_path / "one", *arguments)
+    run_dinov2(CPU, tmp_path / "one", *arguments)
     run_ranks(2, run_as_on_gpus, tmp_path / "two", *arguments)
     assert_same_losses(tmp_path / "two", tmp_path / "one", num_steps=HALF, tolerance=1e-2, names=("loss", "ibot"))
 
@@ -119,7 +120,7 @@ def test_weights_that_barely_fit_train_alike_on_any_number_of_ranks(tmp_path):
         "activation_checkpointing": "full",
     }
     arguments = (settings, {"implementation": "torchao_8bit"}, None, HALF)
-    alone(run_dinov2, tmp_path / "one", *arguments)
+    run_dinov2(CPU, tmp_path / "one", *arguments)
     run_ranks(2, run_dinov2, tmp_path / "two", *arguments)
     assert_same_losses(tmp_path / "two", tmp_path / "one", num_steps=HALF, tolerance=2e-2)
 
@@ -213,3 +214,14 @@ def peak_of_rank(distributed):
 def test_no_rank_ever_holds_everything():
     for peak, whole in run_ranks(2, peak_of_rank):
         assert whole / 2 <= peak < 0.75 * whole  # plus whole copies of one tensor at a time
+
+
+def test_weights_of_another_precision_start_a_run(one):
+    """Continued pre-training in bf16 from a run in fp32, without its optimizer."""
+    method, plain = tiny_method(init=False), tiny_method(init=False)
+    materialize(method, 1, CPU, TrainConfig(student_weights="bf16"))
+    load_weights(one, method, CPU)
+    load_weights(one, plain, CPU)
+    for name, tensor in plain.state_dict().items():
+        wanted = torch.bfloat16 if name.startswith("student.") else torch.float32
+        assert torch.equal(method.state_dict()[name], tensor.to(wanted)), name

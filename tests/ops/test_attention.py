@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from webssl_fast.ops import _library
+from webssl_fast.ops import attention as attention_module
 from webssl_fast.ops.attention import attention, attention_reference
 
 CASES = {
@@ -92,6 +93,34 @@ def test_compiles_fullgraph():
         out.square().sum().backward()
         results.append((out.detach(), leaf.grad))
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_compiles_where_kernels_are_looked_for():
+    qkv = random_qkv(((2, 9),), 2, 64, torch.bfloat16)
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(qkv, ((2, 9),)), attention(qkv, ((2, 9),)))
+
+
+@pytest.mark.parametrize("capability,first", [((8, 0), "FLASH"), ((9, 0), "CUDNN"), ((10, 0), "FLASH")])
+def test_torch_backends_follow_the_gpu(capability, first, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    backends = attention_module.torch_backends(torch.device("cuda", 0))
+    assert backends[0].name == f"{first}_ATTENTION" and backends[-1].name == "MATH"
+
+
+def test_says_what_runs_where(monkeypatch):
+    assert attention_module.implementation(torch.device("cpu")) == "torch's scaled_dot_product_attention"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(attention_module, "_longest_on_gpu", lambda index, width: {64: 272, 128: 256}[width])
+    said = attention_module.implementation(torch.device("cuda", 0))
+    assert said.startswith("own kernels in bf16 up to 272 tokens at head width 64, 256 tokens at head width 128; else")
+    assert "cudnn_attention" in said
+
+
+def test_a_build_without_kernels_says_so_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(_library, "cuda_architectures", lambda: [])
+    with pytest.warns(UserWarning, match="built without CUDA kernels.*nvcc"):
+        assert attention_module._longest_on_gpu.__wrapped__(0, 64) == 0
 
 
 def test_is_deterministic():

@@ -19,7 +19,7 @@ from webssl_fast.config.schema import ModelConfig, RunConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.vit import VisionTransformer
-from webssl_fast.recipes.evaluate_dense import evaluate_dense
+from webssl_fast.recipes.evaluate_dense import evaluate_depth, evaluate_segmentation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,8 +37,8 @@ def encoder() -> BackboneEncoder:
 def scores(encoder: BackboneEncoder, output_dir: Path, settings: dict) -> dict[str, float]:
     config = RunConfig.model_validate({"output_dir": str(output_dir), "train": {"precision": "fp32"}, "eval": settings})
     config = resolve(config, world_size=1, device="cpu")
-    (result,) = evaluate_dense(encoder, config, Distributed(torch.device("cpu")))
-    return result.scores
+    evaluate = evaluate_depth if "depth" in settings else evaluate_segmentation
+    return evaluate(encoder, config, Distributed(torch.device("cpu"))).scores
 
 
 def test_depth_on_a_stereo_pair_beats_the_best_constant(encoder, tmp_path):
@@ -59,7 +59,7 @@ def test_depth_on_a_stereo_pair_beats_the_best_constant(encoder, tmp_path):
     found = scores(encoder, tmp_path, {"depth": depth})
     test_m = depth_m[:, half:][depth_m[:, half:] > 0]
     assert found["rmse"] < 0.92 * test_m.std(), "the mean of the judged half itself, which no constant can beat"
-    assert (tmp_path / "depth_0_prediction.png").exists()
+    assert (tmp_path / "eval/depth_0_prediction.png").exists()
 
 
 def test_segmentation_of_a_photograph_beats_the_majority_class(encoder, tmp_path):
@@ -79,4 +79,4 @@ def test_segmentation_of_a_photograph_beats_the_majority_class(encoder, tmp_path
     found = scores(encoder, tmp_path, {"segmentation": segmentation})
     share = np.bincount(classes[:, half:].ravel())[1:].max() / classes[:, half:].size
     assert found["pixel_accuracy"] > share + 0.05 and found["miou"] > 2 * share / 3  # the majority alone has share / 3
-    assert (tmp_path / "segmentation_0_prediction.png").exists()
+    assert (tmp_path / "eval/segmentation_0_prediction.png").exists()

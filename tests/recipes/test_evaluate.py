@@ -16,7 +16,7 @@ def evaluate(photos, tmp_path, capsys):
         overrides = [f"eval.knn.{split}_source={photos}/{split}" for split in ("train", "test")]
         overrides += ["eval.knn.k=3", f"eval.checkpoint={checkpoint}", f"output_dir={tmp_path}/out", *more]
         assert main(["eval", "configs/smoke/dinov2.yaml", *overrides]) == 0
-        return json.loads((tmp_path / "out/eval.json").read_text()), capsys.readouterr().out
+        return json.loads((tmp_path / "out/eval/knn.json").read_text()), capsys.readouterr().out
 
     return run
 
@@ -24,10 +24,10 @@ def evaluate(photos, tmp_path, capsys):
 def test_official_file(evaluate, tmp_path):
     torch.save(random_state(authors_shapes(NANO, 56)), tmp_path / "webssl.pth")
     result, printed = evaluate(tmp_path / "webssl.pth")
-    assert result["encoder"] == "webssl.pth" and "webssl.pth" in printed
-    assert result["trained"]["cls_top1"] == 1.0 and "untrained" not in result, "two colours are easy"
+    assert result["encoder"]["name"] == "webssl.pth" and "webssl.pth" in printed
+    assert result["scores"]["cls_top1"] == 1.0 and "untrained_scores" not in result, "two colours are easy"
     other, _ = evaluate(tmp_path / "webssl.pth", "eval.image_size_px=28")
-    assert other["trained"].keys() == result["trained"].keys()
+    assert other["scores"].keys() == result["scores"].keys()
 
 
 def test_hugging_face_folder(evaluate, tmp_path, caplog):
@@ -39,8 +39,8 @@ def test_hugging_face_folder(evaluate, tmp_path, caplog):
     content = {"size": {"height": 32, "width": 32}, **means}
     (tmp_path / "ijepa/preprocessor_config.json").write_text(json.dumps(content))
     result, printed = evaluate(tmp_path / "ijepa")
-    assert result["encoder"] == "ijepa" and "untrained" not in result and "untrained" not in printed
-    assert result["trained"]["cls_top1"] == result["trained"]["patch_mean_top1"] == 1.0
+    assert result["encoder"]["name"] == "ijepa" and "untrained_scores" not in result and "untrained" not in printed
+    assert result["scores"]["cls_top1"] == result["scores"]["patch_mean_top1"] == 1.0
     assert "ijepa has no class token; the mean of its patch tokens stands in its place" in caplog.text
 
 

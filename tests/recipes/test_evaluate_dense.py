@@ -16,7 +16,7 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError, UserError
-from webssl_fast.recipes.evaluate_dense import evaluate_dense
+from webssl_fast.recipes.evaluate_dense import evaluate_depth, evaluate_segmentation
 
 ROOT = Path(__file__).parent.parent.parent
 ALONE = Distributed(torch.device("cpu"))
@@ -64,27 +64,27 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def test_result_files_say_what_was_judged_and_pictures_show_it(folder, tmp_path, capsys):
+def test_results_say_what_was_judged_and_pictures_show_it(folder, tmp_path, caplog):
     config = config_for(folder, tmp_path)
-    results = {result.name: result.scores for result in evaluate_dense(PixelEncoder(), config, ALONE)}
-    for name, images in (("segmentation", (3, 2)), ("depth", (3, 2))):
-        content = json.loads((tmp_path / f"{name}.json").read_text())
-        assert content["scores"] == results[name] and content["encoder"] == "pixels"
-        assert (content["data"]["train_images"], content["data"]["test_images"]) == images
-        assert content["data"]["complete"] is False and content["data"]["source"].startswith(str(folder))
-        settings = getattr(config.eval, name)
-        assert content["config"] == settings.model_dump(mode="json") and content["seed"] == 0
-        pictures = sorted(path.name for path in tmp_path.glob(f"{name}_*.png"))
-        assert pictures == [f"{name}_0_{kind}.png" for kind in ("image", "prediction", "truth")]
-        assert all(Image.open(tmp_path / picture).size == (60, 40) for picture in pictures)
-    printed = capsys.readouterr().out
-    assert "a SUBSET: not comparable" in printed and "miou" in printed and "rmse" in printed
+    for evaluate, score in ((evaluate_segmentation, "miou"), (evaluate_depth, "rmse")):
+        result = evaluate(PixelEncoder(), config, ALONE)
+        assert score in result.scores
+        assert result.data == {"train_images": 3, "test_images": 2, "complete": False}
+        assert f"{result.name} on a SUBSET of the data: not comparable with published scores" in caplog.text
+        pictures = sorted((tmp_path / "eval").glob(f"{result.name}_*.png"))
+        assert [path.name for path in pictures] == [
+            f"{result.name}_0_{x}.png" for x in ("image", "prediction", "truth")
+        ]
+        assert all(Image.open(picture).size == (60, 40) for picture in pictures)
 
 
 def test_equal_seeds_give_equal_scores_whatever_is_read_ahead(folder, tmp_path):
     first, again = (
-        [r.scores for r in evaluate_dense(PixelEncoder(), config_for(folder, tmp_path, prefetch_batches=p), ALONE)]
-        for p in (0, 2)
+        [
+            evaluate(PixelEncoder(), config_for(folder, tmp_path, prefetch_batches=prefetch), ALONE).scores
+            for evaluate in (evaluate_segmentation, evaluate_depth)
+        ]
+        for prefetch in (0, 2)
     )
     assert first == again
 
@@ -92,15 +92,15 @@ def test_equal_seeds_give_equal_scores_whatever_is_read_ahead(folder, tmp_path):
 def test_an_incomplete_set_stops_before_anything_is_trained(folder, tmp_path):
     config = with_segmentation(config_for(folder, tmp_path), allow_subset=False)
     with pytest.raises(UserError, match="20,210"):
-        evaluate_dense(PixelEncoder(), config, ALONE)
+        evaluate_segmentation(PixelEncoder(), config, ALONE)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_that_does_not_divide_is_refused(folder, tmp_path):
     ranks = Distributed(torch.device("cpu"), rank=0, world_size=2)
-    config = with_segmentation(config_for(folder, tmp_path), source="")
+    config = config_for(folder, tmp_path)
     with pytest.raises(ConfigError, match=r"eval.depth.global_batch_size is 2, .* among 2 ranks in whole losses of 2"):
-        evaluate_dense(PixelEncoder(), config, ranks)
+        evaluate_depth(PixelEncoder(), config, ranks)
 
 
 @pytest.mark.parametrize("name", ["ade20k_linear", "ade20k_multiscale", "nyud_lin1", "nyud_lin4"])
@@ -149,7 +149,9 @@ def test_the_command_line_judges_an_own_run(folder, tmp_path, monkeypatch, capsy
     }
     overrides = [f"eval.segmentation.{key}={str(value).lower()}" for key, value in settings.items()]
     assert main(["eval", *common, *overrides]) == 0
-    assert "segmentation of run/step_00000004: 3 training, 2 test images" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run" / "segmentation.json").read_text())["encoder"] == "run/step_00000004"
+    assert "segmentation (train images: 3, test images: 2, complete: False)" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run/eval/segmentation.json").read_text())
+    assert result["encoder"]["name"] == "run/step_00000004" and result["config"]["num_classes"] == 3
+    assert result["data"]["complete"] is False and 0 <= result["scores"]["miou"] <= 1
     assert main(["eval", *common, *overrides, "eval.segmentation.allow_subset=false"]) == 1
     assert "eval.segmentation.source: found 3 images" in capsys.readouterr().err

@@ -219,6 +219,45 @@ class KnnConfig(Config):
     batch_size: PositiveInt = 64
 
 
+class LinearProbeConfig(Config):
+    """Linear heads on frozen features, all trained at once (DINOv2's protocol; Web-SSL's ImageNet-1k column)."""
+
+    train_source: str = ""  # labelled images
+    val_source: str = ""  # others, by which the best head is chosen and, without test_source, reported: as the paper
+    test_source: str = ""  # further ones, for the chosen head alone
+    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
+        1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1,
+    )  # fmt: skip  # of 256 images; scaled by batch_size / 256
+    num_blocks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4)  # class tokens of so many last blocks
+    patch_mean: Annotated[tuple[bool, ...], Field(min_length=1)] = (False, True)  # whether the last one's joins them
+    num_steps: PositiveInt = 12_500
+    batch_size: PositiveInt = 1024  # images of a step, over all ranks
+    encode_batch_size: PositiveInt = 128  # at most so many at once go through the encoder of one rank
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)  # of the training images' area
+    save_every: PositiveInt = 500  # steps
+
+    @model_validator(mode="after")
+    def _differ(self):
+        for name in ("learning_rates", "num_blocks", "patch_mean"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} must not repeat a value, got {getattr(self, name)}")
+        return self
+
+
+class LogisticRegressionConfig(Config):
+    """One linear classifier on features that are computed once, by L-BFGS: the quick option."""
+
+    train_source: str = ""
+    val_source: str = ""  # by which C is chosen and, without test_source, reported
+    test_source: str = ""
+    features: Annotated[tuple[Literal["cls", "patch_mean"], ...], Field(min_length=1)] = ("cls",)  # joined
+    # Inverse strengths of the regularisation, as in scikit-learn.
+    C: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    max_iterations: PositiveInt = 200
+    batch_size: PositiveInt = 64  # images at once through the encoder
+
+
 class AlignmentConfig(Config):
     """Mutual k-NN with language models on image-caption pairs (arXiv 2405.07987); Web-SSL: 1024 pairs of WiT."""
 
@@ -305,7 +344,10 @@ class EvalConfig(Config):
     checkpoint: str = ""  # a run, a checkpoint, an official .pth, a Hugging Face folder or id; empty: output_dir
     every: PositiveInt | None = None  # steps between evaluations during training; None: only when asked for
     image_size_px: PositiveInt | None = None  # None: the encoder's own
+    cache_dir: str = ""  # where features are kept and shared between evaluations; empty: output_dir/feature_cache
     knn: KnnConfig = KnnConfig()
+    linear_probe: LinearProbeConfig = LinearProbeConfig()
+    logistic_regression: LogisticRegressionConfig = LogisticRegressionConfig()
     alignment: AlignmentConfig = AlignmentConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     depth: DepthConfig = DepthConfig()

@@ -43,7 +43,7 @@ class BadSampleLog:
             entry = {
                 "sample_id": sample_id,
                 "name": self._index.name(sample_id),
-                **location._asdict(),
+                **{key: value for key, value in location._asdict().items() if value != ""},
                 "reason": reason,
             }
             if len(self._listed) == 1:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from webssl_fast.ops.crop_parameters import HEIGHT, LEFT, TOP, WIDTH, center_crop_parameters, draw_crop_parameters
-from webssl_fast.ops.multi_crop import multi_crop
+from webssl_fast.ops.multi_crop import IMAGENET_MEAN, IMAGENET_STD, multi_crop
 from webssl_fast.records import CropRecipe, Preprocessing
 
 
@@ -27,6 +27,8 @@ def training_crops(
     seed: int,
     dtype: torch.dtype,
     num_threads: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> list[Tensor]:
     """Normalised crops [V, B, 3, S, S], a tensor for each run of recipes of equal size.
 
@@ -34,7 +36,7 @@ def training_crops(
     """
     parameters_BVP = draw_crop_parameters(_sizes(images), recipes, seed, torch.from_numpy(positions_B))
     sizes_px = [recipe.size_px for recipe in recipes]
-    return multi_crop(images, parameters_BVP, sizes_px, dtype=dtype, num_threads=num_threads)
+    return multi_crop(images, parameters_BVP, sizes_px, mean=mean, std=std, dtype=dtype, num_threads=num_threads)
 
 
 def evaluation_crop(

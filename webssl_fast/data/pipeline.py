@@ -27,6 +27,7 @@ from webssl_fast.data.order import positions_of, replacement_ids, sample_ids
 from webssl_fast.data.prefetch import Prefetcher
 from webssl_fast.data.read import SampleReader
 from webssl_fast.errors import UserError
+from webssl_fast.ops.multi_crop import IMAGENET_MEAN, IMAGENET_STD
 from webssl_fast.records import Batch, CropRecipe, Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class TrainLoader:
     recipes           the crops of an image (methods.base.Method.crop_recipes)
     prepare           the method's host work on a batch; runs on the thread that makes the batch
     dtype             of the crops
+    mean, std         of the crops' normalisation
     prefetch_batches  made ahead in the background; 0: made in `batch`, between the steps of training
     num_threads       that decode and crop (see `loader_threads`)
     output_dir        where bad_samples.jsonl is written; None: nowhere
@@ -121,6 +123,8 @@ class TrainLoader:
         world_size: int = 1,
         prepare: Callable[[Batch], None] | None = None,
         dtype: torch.dtype = torch.float32,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         prefetch_batches: int = 0,
         num_threads: int = 1,
         output_dir: str | None = None,
@@ -136,6 +140,7 @@ class TrainLoader:
         self._place = (rank, world_size, global_batch_size, micro_batch_size)
         self._prepare, self._dtype, self._num_threads = prepare, dtype, num_threads
         self._pin_memory = pin_memory
+        self._mean, self._std = mean, std
         self.num_micro_steps = global_batch_size // (world_size * micro_batch_size)
         self.data_wait_seconds = 0.0  # time spent in `batch` so far
         self._source = _ImageSource(index, config, num_threads)
@@ -182,6 +187,8 @@ class TrainLoader:
                 seed=self._seed,
                 dtype=self._dtype,
                 num_threads=self._num_threads,
+                mean=self._mean,
+                std=self._std,
             )
         for sample_id, reason in loaded.bad:
             self._log.add(sample_id, reason)

@@ -249,6 +249,8 @@ def load_weights(
 ) -> dict[str, Any]:
     """Reads weights of a checkpoint into `module`, in place, and nothing else; returns the checkpoint's state.
 
+    Floats of another precision are rounded to the module's.
+
     path    a run's output_dir, its `checkpoints` folder, or one checkpoint; of the first two, the newest is read
     module  the method, or with `prefix` a part of it
 
@@ -259,7 +261,7 @@ def load_weights(
     folder = find_checkpoint(path)
     _refuse_damage(folder, distributed)
     tensors = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    read_tensors(folder, tensors, distributed, prefix=prefix)
+    read_tensors(folder, tensors, distributed, prefix=prefix, any_float=True)
     return read_state(folder)
 
 

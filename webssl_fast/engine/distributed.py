@@ -51,6 +51,14 @@ class Distributed:
             dist.all_reduce(x, group=self.group)
         return x
 
+    def concatenate(self, x: Tensor) -> Tensor:
+        """The ranks' rows (x has the same shape on all of them) in rank order, on every rank."""
+        if self.world_size == 1:
+            return x
+        rows = x.new_empty(self.world_size * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(rows, x.contiguous())
+        return rows
+
     def gather(self, value: T) -> list[T]:
         """The ranks' `value`s (small host objects), on every rank, in rank order."""
         if self.world_size == 1:

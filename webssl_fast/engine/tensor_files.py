@@ -49,8 +49,17 @@ def files_of_rank(folder: Path, rank: int) -> list[Path]:
     return sorted(folder.glob(f"shard-{rank + 1:05d}-*.safetensors"))
 
 
-def read_tensors(folder: Path, tensors: Mapping[str, Tensor], distributed: Distributed, *, prefix: str = "") -> None:
+def read_tensors(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    distributed: Distributed,
+    *,
+    prefix: str = "",
+    any_float: bool = False,
+) -> None:
     """Reads the tensors under `prefix` of `folder` into `tensors`, in place; they may be sharded in another way.
+
+    any_float  takes floats of another precision too, rounded to nearest; otherwise dtypes must be equal
 
     Every rank calls this. Raises TensorMismatch, before anything is read, if names, shapes or dtypes differ.
     """
@@ -60,8 +69,11 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], distributed: Distr
     mismatches += [f"{name} is in the checkpoint only" for name in stored if name not in tensors]
     for name, tensor in tensors.items():
         if name in stored:
-            there, here = _describe(stored[name].size, stored[name].properties.dtype), _describe(*_form(tensor))
-            if there != here:
+            stored_dtype = stored[name].properties.dtype
+            there, here = _describe(stored[name].size, stored_dtype), _describe(*_form(tensor))
+            floats = stored_dtype.is_floating_point and tensor.is_floating_point()
+            same = stored[name].size == tensor.shape if any_float and floats else there == here
+            if not same:
                 mismatches.append(f"{name} is {there} in the checkpoint and {here} in this model")
     if mismatches:
         more = f"; and {len(mismatches) - 5} more" if len(mismatches) > 5 else ""

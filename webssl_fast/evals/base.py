@@ -29,16 +29,21 @@ FEATURES: dict[str, Callable[[Features], Tensor]] = {
 def labelled(batches: Iterable[LabelledBatch], source: str) -> Iterator[LabelledBatch]:
     """Passes batches on; raises UserError at the first image without a label (-1), naming `source` and the samples."""
     for images_B3SS, labels_B, sample_ids_B in batches:
-        missing = torch.as_tensor(labels_B) < 0
-        if missing.any():
-            ids = torch.as_tensor(sample_ids_B)[missing].tolist()
-            named = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
-            raise UserError(
-                f"{source}: {len(ids)} images of a batch have no label (sample ids {named}), and this evaluation "
-                "compares labels. Give every image one: a folder with one subfolder a class, or shards with a .cls "
-                "entry beside each image."
-            )
+        check_labels(labels_B, sample_ids_B, source)
         yield images_B3SS, labels_B, sample_ids_B
+
+
+def check_labels(labels_B: Tensor, sample_ids_B: np.ndarray, source: str) -> None:
+    """Raises UserError where an image has no label (-1), naming `source` and the samples."""
+    missing = torch.as_tensor(labels_B) < 0
+    if missing.any():
+        ids = torch.as_tensor(sample_ids_B)[missing].tolist()
+        named = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
+        raise UserError(
+            f"{source}: {len(ids)} images have no label (sample ids {named}), and this evaluation compares labels. "
+            "Give every image one: a folder with one subfolder a class, shards with a .cls entry beside each image, or "
+            "Parquet files with a column of labels."
+        )
 
 
 @contextmanager

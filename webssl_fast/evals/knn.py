@@ -8,7 +8,7 @@ Dimensions: N training images, M test images, D width, K neighbours, C classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +42,21 @@ def evaluate_knn(
     test, test_labels = extract_features(
         encoder, labelled(test_batches, config.test_source or "eval.knn.test_source"), device, names, autocast_dtype
     )
+    return judge_features(config, train, train_labels, test, test_labels, device)
+
+
+def judge_features(
+    config: KnnConfig,
+    train: Mapping[str, Tensor],
+    train_labels: Tensor,
+    test: Mapping[str, Tensor],
+    test_labels: Tensor,
+    device: torch.device | str,
+) -> EvalResult:
+    """What `evaluate_knn` returns, from features [N, D] and [M, D] by name that are computed already."""
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     scores = {}
-    for name in names:
+    for name in config.features:
         found = knn_scores(
             train[name], train_labels, test[name], test_labels, config.k, config.temperature, num_classes, device=device
         )

@@ -30,6 +30,7 @@ PRESETS = {
     "vit_3b_patch14": ViTPreset(3072, 26, 24),
     "vit_5b_patch14": ViTPreset(3584, 32, 28),
     "vit_7b_patch14": ViTPreset(4096, 32, 32),
+    "vit_7b_slice_patch14": ViTPreset(4096, 8, 32),  # eight of the 7B's blocks, to be measured on one GPU
 }
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
-from webssl_fast.ops import prototype_cross_entropy, sinkhorn_knopp  # noqa: F401 - defines the ops named below
+from webssl_fast.ops import attention, prototype_cross_entropy, sinkhorn_knopp  # noqa: F401 - defines the ops named below
 
 
 def attention_flops(num_sequences: int, length: int, width: int) -> int:
@@ -72,6 +72,16 @@ def _register() -> None:
         @register_flop_formula(backward)
         def _(grad_out, query, key, value, *args, out_shape=None, **kwargs) -> int:
             return sdpa_backward_flop_count(grad_out, query, key, value)
+
+    @register_flop_formula(webssl.attention)
+    def _(qkv_T3Hd, num_sequences, lengths, *args, out_shape=None, **kwargs) -> int:
+        width = qkv_T3Hd[2] * qkv_T3Hd[3]
+        return sum(attention_flops(n, length, width) for n, length in zip(num_sequences, lengths, strict=True))
+
+    @register_flop_formula(webssl.attention_backward)
+    def _(qkv_T3Hd, lse_HT, grad_TD, num_sequences, lengths, *args, out_shape=None, **kwargs) -> int:
+        width = qkv_T3Hd[2] * qkv_T3Hd[3]
+        return sum(attention_backward_flops(n, length, width) for n, length in zip(num_sequences, lengths, strict=True))
 
     @register_flop_formula(webssl.sinkhorn_column_pass)
     def _(logits_RK, *args, out_shape=None, **kwargs) -> int:

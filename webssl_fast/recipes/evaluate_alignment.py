@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from webssl_fast.config.schema import AlignmentConfig, RunConfig
 from webssl_fast.data.captions import read_captions
 from webssl_fast.data.index import Index
-from webssl_fast.data.pipeline import EvalLoader, loader_threads
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError, UserError
 from webssl_fast.evals.alignment import alignment
-from webssl_fast.evals.base import judged
+from webssl_fast.evals.feature_cache import FrozenFeature
 from webssl_fast.models.encoders import Encoder
 from webssl_fast.models.language import LanguageEncoder, load_language_encoder
+from webssl_fast.recipes.frozen_features import FrozenFeatures
 from webssl_fast.records import EvalResult
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -37,9 +36,8 @@ def evaluate_alignment(encoder: Encoder, config: RunConfig, ranks: Distributed) 
             )
     index = Index.open(settings.source)
     num_samples = min(settings.num_samples or len(index), len(index))
-    sample_ids = range(num_samples)[ranks.rank :: ranks.world_size]
-    captions = read_captions(index, sample_ids)
-    vision_NVD = _joined(_vision_features(encoder, index, sample_ids, config, ranks), ranks)
+    captions = read_captions(index, range(num_samples)[ranks.rank :: ranks.world_size])
+    vision_NVD = _vision_features(encoder, index, range(num_samples), config, ranks)
     scores: dict[str, float] = {}
     for source in settings.language_models:
         language = load_language_encoder(source, ranks.device, DTYPES[settings.language_precision])
@@ -49,37 +47,23 @@ def evaluate_alignment(encoder: Encoder, config: RunConfig, ranks: Distributed) 
         )
         name = source.rstrip("/").rpartition("/")[2]
         scores |= {f"{name}/{key}": value for key, value in result.scores.items()}
-    return EvalResult("alignment", scores)
+    return EvalResult("alignment", scores, {"pairs": num_samples, "complete": num_samples == len(index)})
 
 
 def _vision_features(
     encoder: Encoder, index: Index, sample_ids: range, config: RunConfig, ranks: Distributed
 ) -> Tensor:
-    """The class token after every block, before the final norm: fp32 [n, V, D] of this rank's samples."""
-    assert isinstance(encoder, nn.Module) and config.data.prefetch_batches is not None
-    prefetch = config.data.prefetch_batches
-    loader = EvalLoader(
-        index,
-        config.data,
-        preprocessing=encoder.preprocessing.at(config.eval.image_size_px or encoder.image_size_px),
-        batch_size=config.eval.alignment.batch_size,
-        sample_ids=sample_ids,
-        prefetch_batches=prefetch,
-        num_threads=loader_threads(config.data, prefetch, torch.get_num_threads()),
+    """The class token after every block, before the final norm: fp32 [N, V, D], on every rank."""
+    features = [FrozenFeature(block) for block in range(encoder.num_blocks)]
+    table = FrozenFeatures(encoder, config, ranks).of(
+        index, features, batch_size=config.eval.alignment.batch_size, final_norm=False, sample_ids=sample_ids
     )
-    rows, seen = [], []
-    autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
-    with judged(encoder, ranks.device), autocast:
-        for images, _, ids in tqdm(loader, "images", disable=not ranks.is_main):
-            blocks = encoder.block_features(images.to(ranks.device), range(encoder.num_blocks), final_norm=False)
-            rows.append(torch.stack([features.cls_token.float().cpu() for features in blocks], dim=1))
-            seen.append(ids)
-    if not np.array_equal(np.concatenate(seen), np.asarray(sample_ids)):
+    if len(table.sample_ids) < len(sample_ids):
         raise UserError(
-            f"eval.alignment.source: {len(sample_ids) - sum(map(len, seen))} images cannot be decoded, and every "
+            f"eval.alignment.source: {len(sample_ids) - len(table.sample_ids)} images cannot be decoded, and every "
             "caption needs its image; repair or remove those pairs"
         )
-    return torch.cat(rows)
+    return torch.stack([table.features[feature] for feature in features], 1)
 
 
 def _language_features(

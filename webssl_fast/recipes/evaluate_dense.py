@@ -1,9 +1,7 @@
-"""Segmentation and depth of a frozen encoder: data from disk, a trained head, scores and pictures in output_dir."""
+"""`webssl eval` with `eval.segmentation` or `eval.depth`: data from disk, a trained head, scores and pictures."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,41 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from webssl_fast.config.schema import DepthConfig, EvalConfig, RunConfig, SegmentationConfig
+from webssl_fast.config.schema import DepthConfig, RunConfig, SegmentationConfig
 from webssl_fast.data.dense_loading import DenseTestLoader, DenseTrainLoader
 from webssl_fast.data.depth_data import DepthSplit, DepthTransforms
 from webssl_fast.data.pipeline import loader_threads
 from webssl_fast.data.segmentation_data import SegmentationSplit, SegmentationTransforms
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError
-from webssl_fast.evals.depth import evaluate_depth
-from webssl_fast.evals.segmentation import evaluate_segmentation
+from webssl_fast.evals import depth, segmentation
 from webssl_fast.models.encoders import Encoder
 from webssl_fast.records import DenseSample, EvalResult
 from webssl_fast.report.dense_pictures import save_depth, save_segmentation
 
 
-def names_dense_data(config: EvalConfig) -> bool:
-    """Whether a config asks for segmentation or depth."""
-    return bool(config.segmentation.source or config.depth.source)
-
-
-def evaluate_dense(encoder: Encoder, config: RunConfig, ranks: Distributed) -> list[EvalResult]:
-    """Runs what `config.eval` names data for: segmentation, depth, both or nothing.
+def evaluate_segmentation(encoder: Encoder, config: RunConfig, ranks: Distributed) -> EvalResult:
+    """Trains and judges the head of eval.segmentation; pictures go to output_dir/eval.
 
     encoder  whole on every rank's device, frozen
-    Writes into output_dir `segmentation.json` and `depth.json` (what was judged, by which settings, on how many images,
-    the scores, the seconds) and pictures. Raises UserError where data is incomplete, before anything is trained.
+    Raises UserError where data is incomplete, before anything is trained.
     """
-    tasks = []
-    if config.eval.segmentation.source:
-        tasks.append(_segmentation(encoder, config.eval.segmentation, ranks))
-    if config.eval.depth.source:
-        tasks.append(_depth(encoder, config.eval.depth, ranks))
-    for task in tasks:  # a file of another kind shows now, not after the training
-        task.transforms.training_crop(*task.train.read(0), np.random.default_rng(0))
-        task.test.read(0)
-    return [_run(task, encoder, config, ranks) for task in tasks]
+    return _run(_segmentation(encoder, config.eval.segmentation, ranks), encoder, config, ranks)
+
+
+def evaluate_depth(encoder: Encoder, config: RunConfig, ranks: Distributed) -> EvalResult:
+    """The same of eval.depth."""
+    return _run(_depth(encoder, config.eval.depth, ranks), encoder, config, ranks)
 
 
 @dataclass(frozen=True)
@@ -67,14 +55,16 @@ def _segmentation(encoder: Encoder, settings: SegmentationConfig, ranks: Distrib
         for split in ("training", "validation")
     )
     transforms = SegmentationTransforms(settings, encoder.preprocessing.mean, encoder.preprocessing.std)
-    return _Task("segmentation", evaluate_segmentation, settings, train, test, transforms, save_segmentation)
+    return _Task(
+        "segmentation", segmentation.evaluate_segmentation, settings, train, test, transforms, save_segmentation
+    )
 
 
 def _depth(encoder: Encoder, settings: DepthConfig, ranks: Distributed) -> _Task:
     _check_batch("eval.depth", settings.global_batch_size, settings.images_per_loss, ranks)
     train, test = (DepthSplit.open(settings.source, split, settings.allow_subset) for split in ("train", "test"))
     transforms = DepthTransforms(settings, encoder.preprocessing.mean, encoder.preprocessing.std)
-    return _Task("depth", evaluate_depth, settings, train, test, transforms, save_depth)
+    return _Task("depth", depth.evaluate_depth, settings, train, test, transforms, save_depth)
 
 
 def _check_batch(name: str, global_batch_size: int, images_per_loss: int, ranks: Distributed) -> None:
@@ -87,7 +77,9 @@ def _check_batch(name: str, global_batch_size: int, images_per_loss: int, ranks:
 
 
 def _run(task: _Task, encoder: Encoder, config: RunConfig, ranks: Distributed) -> EvalResult:
-    started = time.monotonic()
+    # A file of another kind shows now, not after the training.
+    task.transforms.training_crop(*task.train.read(0), np.random.default_rng(0))
+    task.test.read(0)
     prefetch_batches = config.data.prefetch_batches
     assert prefetch_batches is not None
     num_threads = loader_threads(config.data, prefetch_batches, torch.get_num_threads())
@@ -115,7 +107,9 @@ def _run(task: _Task, encoder: Encoder, config: RunConfig, ranks: Distributed) -
     def save_picture(sample: DenseSample, predicted: Tensor) -> None:
         if sample.index < task.settings.num_pictures:
             image_HW3 = sample.image.permute(1, 2, 0).numpy()
-            task.save(Path(config.output_dir), sample.index, image_HW3, sample.target.numpy(), predicted.numpy())
+            task.save(
+                Path(config.output_dir) / "eval", sample.index, image_HW3, sample.target.numpy(), predicted.numpy()
+            )
 
     result = task.evaluate(
         encoder,
@@ -128,34 +122,6 @@ def _run(task: _Task, encoder: Encoder, config: RunConfig, ranks: Distributed) -
         autocast_dtype=torch.bfloat16 if config.train.precision == "bf16" else None,
         on_prediction=save_picture,
     )
-    if ranks.is_main:
-        _write(result, task, encoder, config, ranks, time.monotonic() - started)
-    return result
-
-
-def _write(
-    result: EvalResult, task: _Task, encoder: Encoder, config: RunConfig, ranks: Distributed, seconds: float
-) -> None:
     complete = task.train.is_complete and task.test.is_complete
-    content = {
-        "evaluation": result.name,
-        "encoder": encoder.name,
-        "scores": result.scores,
-        "data": {
-            "source": task.settings.source,
-            "train_images": len(task.train),
-            "test_images": len(task.test),
-            "complete": complete,
-        },
-        "config": task.settings.model_dump(mode="json"),
-        "seed": config.seed,
-        "precision": config.train.precision,
-        "ranks": ranks.world_size,
-        "seconds": round(seconds, 1),
-    }
-    path = Path(config.output_dir) / f"{result.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    subset = "" if complete else ", a SUBSET: not comparable with published scores"
-    print(f"{result.name} of {encoder.name}: {len(task.train)} training, {len(task.test)} test images{subset}")
-    print("\n".join(f"{name:22}{score:>12.4f}" for name, score in result.scores.items()))
+    sizes = {"train_images": len(task.train), "test_images": len(task.test), "complete": complete}
+    return EvalResult(result.name, result.scores, sizes)

@@ -9,6 +9,7 @@ import platform
 import torch
 
 from webssl_fast.ops import cuda_architectures
+from webssl_fast.ops.attention import implementation
 from webssl_fast.ops.evidence import kernel_states
 
 PACKAGES = ("webssl_fast", "torch", "numpy", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "transformers", "apex")
@@ -34,6 +35,8 @@ def info() -> None:
     print(f"  compiled for            cpu{architectures or ' only (no nvcc when it was built)'}")
     for kernel in kernel_states(compiled=bool(compiled)):
         print(f"  {kernel.op:23} {kernel}")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    print(f"  {f'attention on {device}':23} {implementation(device)}")
 
 
 def _version(package: str) -> str:

@@ -17,7 +17,7 @@ from webssl_fast.engine import loop, sharding
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError, Interrupted
 from webssl_fast.plan.flops import flops_per_image
-from webssl_fast.recipes.evaluate import KnnSources, knn
+from webssl_fast.recipes.evaluate_knn import KnnSources, knn_in_training
 from webssl_fast.recipes.initial_weights import start_from
 from webssl_fast.recipes.setup import describe_method, num_parameters, prepared
 
@@ -58,7 +58,7 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
 
             def evaluate(step: int) -> dict[str, float]:
                 assert knn_sources is not None
-                result = knn(method.encoder(), knn_sources, config, ranks)
+                result = knn_in_training(method.encoder(), knn_sources, config, ranks)
                 return {f"{result.name}/{name}": score for name, score in result.scores.items()}
 
             result = loop.train(
