@@ -30,6 +30,20 @@ SCORES = {
         for key, value in (("alignment", best), ("vision_layer", 11.0), ("language_layer", 20.0), ("chance", 10 / 1023))
     },
 }
+SIZES = {
+    "knn": {"train_images": 800, "test_images": 200, "classes": 10},
+    "linear_probe": {"train_images": 1_281_167, "val_images": 50_000, "classes": 1000},
+    "logistic_regression": {"train_images": 800, "val_images": 200, "classes": 10},
+    "segmentation": {"train_images": 20_210, "test_images": 2000, "complete": True},
+    "depth": {"train_images": 24_231, "test_images": 654, "complete": True},
+    "alignment": {"pairs": 1024, "complete": True},
+}
+SOURCES = {
+    "knn": {"train_source": "photos/train", "test_source": "photos/test"},
+    "linear_probe": {"train_source": "imagenet/train", "val_source": "imagenet/val", "test_source": ""},
+    "logistic_regression": {"train_source": "photos/train", "val_source": "photos/val", "test_source": ""},
+    "alignment": {"source": "data/wit_1024.parquet"},
+}
 CONFIGS_OF = {
     "segmentation": ("ade20k_linear", "ade20k_multiscale"),
     "depth": ("nyud_lin1", "nyud_lin4"),
@@ -38,7 +52,7 @@ CONFIGS_OF = {
 
 def content_of(evaluation: str, *, encoder: str = "vit_small", sha256: str = WEIGHTS, **changes) -> dict:
     """A result on the whole data; `evaluation` may be a config of configs/eval/, whose settings it then has."""
-    config: dict = {}
+    config = SOURCES.get(evaluation, {})
     for name, configs in CONFIGS_OF.items():
         if evaluation in configs:
             config = getattr(load_config(CONFIGS / f"{evaluation}.yaml").eval, name).model_dump(mode="json")
@@ -47,8 +61,9 @@ def content_of(evaluation: str, *, encoder: str = "vit_small", sha256: str = WEI
         "evaluation": evaluation,
         "encoder": {"name": encoder, "source": f"runs/{encoder}", "sha256": sha256},
         "scores": SCORES[evaluation],
-        "data": {"source": f"data/{evaluation}_set", "train_images": 20210, "test_images": 2000, "complete": True},
+        "data": SIZES[evaluation],
         "config": config,
+        "image_size_px": 224,
         "seed": 0,
         "precision": "bf16",
         "ranks": 2,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.report.evaluations import CONFIGS_OF, SCORES, content_of
+from tests.report.evaluations import CONFIGS_OF, content_of
 from webssl_fast.report.measures import MEASURES
 from webssl_fast.report.result_files import Result
 
@@ -36,9 +36,11 @@ def test_what_the_paper_does_not_tell_has_no_column(evaluation):
 def test_departures_are_told_with_both_values():
     content = content_of("ade20k_linear")
     content["config"] |= {"num_steps": 20, "test_flip": True, "num_pictures": 9, "source": "x", "allow_subset": True}
-    content["data"] = {"source": "photos", "train_images": 40, "complete": False}
+    content["data"] = {"train_images": 40, "complete": False}
     assert BY_NAME["ade20k_linear"].departures(Result.model_validate(content)) == [
-        "a subset of the data (40 train images)",
+        "a subset of the data",
+        "40 train images instead of 20,210",
+        "an unknown number of test images instead of 2,000",
         "test_flip true instead of false",
         "num_steps 20 instead of 40000",
     ]
@@ -50,10 +52,17 @@ def test_the_last_depth_head_is_not_the_published_choice():
     assert BY_NAME["nyud_lin4"].departures(Result.model_validate(content)) == ["pick_best_every null instead of 800"]
 
 
-def test_other_classes_are_no_imagenet():
-    scores = SCORES["linear_probe"] | {"chance": 0.1}
-    result = Result.model_validate(content_of("linear_probe", scores=scores))
-    assert BY_NAME["imagenet_linear"].departures(result) == ["10 classes instead of ImageNet's 1,000"]
+def test_other_classes_and_shorter_training_are_no_imagenet():
+    measure = BY_NAME["imagenet_linear"]
+    assert measure.departures(Result.model_validate(content_of("linear_probe"))) == []
+    digits = {"train_images": 1197, "val_images": 300, "classes": 10}
+    config = {"num_steps": 12, "encode_batch_size": 32, "val_source": "digits/val"}
+    assert measure.departures(Result.model_validate(content_of("linear_probe", data=digits, config=config))) == [
+        "1,197 train images instead of 1,281,167",
+        "300 val images instead of 50,000",
+        "10 classes instead of 1,000",
+        "num_steps 12 instead of 12500",
+    ]
 
 
 def test_odd_settings_do_no_harm():

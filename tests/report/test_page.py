@@ -221,9 +221,9 @@ def test_tables_and_pictures_of_a_judged_run(tmp_path):
         "51.2 %",
         "Classic vision",
         "vit_small 0f3a0f3a · 2026-11-24",
-        "84.32 data/linear_probe_set",
-        "45.68 data/segmentation_set",
-        "0.365 data/depth_set",
+        "84.32 imagenet/val",
+        "45.68 data/ADEChallengeData2016",
+        "0.365 data/nyu",
         "Web-DINO ViT-7B 8 B images seen, 224 px 86.52 42.14 52.55 0.491 0.376 published",
         "Alignment with language models",
         "SmolLM2-135M 0.123 †",
@@ -242,10 +242,13 @@ def test_tables_and_pictures_of_a_judged_run(tmp_path):
 
 
 def test_a_subset_is_not_comparable_and_says_so(tmp_path):
-    data = {"source": "data/photos", "train_images": 40, "test_images": 8, "complete": False}
+    data = {"train_images": 40, "test_images": 8, "complete": False}
     words = page_of(write_result(tmp_path, "nyud_lin1", data=data)).words
-    assert "0.365 † data/photos" in words
-    assert "Not comparable with the published rows. vit_small, NYUd v2 lin. 1: a subset of the data (40 train" in words
+    assert "0.365 † data/nyu" in words
+    assert (
+        "Not comparable with the published rows. vit_small, NYUd v2 lin. 1: a subset of the data; 40 train images"
+        in words
+    )
 
 
 def test_a_directory_of_evaluations_alone(tmp_path):
@@ -281,9 +284,9 @@ def test_bad_evaluation_files_are_warnings(tmp_path):
 
 
 def test_markup_in_result_files_is_text(tmp_path):
-    data = {"source": HOSTILE.replace("/", ""), HOSTILE: 3, "complete": False}
+    data = {HOSTILE: 3, "complete": False}
     for evaluation, scores in (("alignment", {f"{HOSTILE}/alignment": 0.5}), ("depth", {"rmse": 1.0, HOSTILE: 1.0})):
         hostile = {"encoder": HOSTILE, "sha256": HOSTILE, "date": HOSTILE, "scores": scores, "data": data}
-        write_result(tmp_path, evaluation, config={"num_blocks": 1, "lr": HOSTILE}, **hostile)
+        write_result(tmp_path, evaluation, config={"num_blocks": 1, "lr": HOSTILE, "source": HOSTILE}, **hostile)
     page = page_of(tmp_path)
     assert page.num["script"] == 1 and page.words.count(HOSTILE) >= 12

@@ -51,29 +51,24 @@ def test_a_bad_file_is_named_and_left_out(tmp_path, text, reason):
 
 
 @pytest.mark.parametrize(
-    ("data", "name", "sizes"),
+    ("config", "name"),
     [
-        (
-            {"source": "/data/ADEChallengeData2016/", "train_images": 20210, "complete": True},
-            "data/ADEChallengeData2016",
-            "20,210 train images",
-        ),
-        ({"train_source": "a/train", "val_source": "a/val", "num_classes": 10}, "a/val", "10 classes"),
-        (
-            {"train_source": "a/train", "val_source": "a/val", "test_source": "a/test"},
-            "a/test",
-            "",
-        ),
-        (
-            {"train": {"source": "in/train", "images": 9}, "test": {"source": "in/test", "images": 4}},
-            "in/test",
-            "9 train images, 4 test images",
-        ),
-        ({"train_source": "a/train", "test_source": ""}, "a/train", ""),
-        ({}, "", ""),
+        ({"source": "/data/ADEChallengeData2016/"}, "data/ADEChallengeData2016"),
+        ({"train_source": "a/train", "val_source": "a/val", "test_source": ""}, "a/val"),
+        ({"train_source": "a/train", "val_source": "a/val", "test_source": "a/test"}, "a/test"),
+        ({"source": "shards/{00..07}.tar"}, "shards/{00..07}.tar"),
+        ({"source": 3}, ""),
+        ({}, ""),
     ],
 )
-def test_data_is_named_by_what_decides_the_score(data, name, sizes):
-    result = Result.model_validate(content_of("knn", data=data))
-    assert (result.data_name, result.data_sizes) == (name, sizes)
-    assert result.is_complete == data.get("complete", False)
+def test_data_is_named_by_what_decides_the_score(config, name):
+    assert Result.model_validate(content_of("knn", config=config)).data_name == name
+
+
+def test_sizes_are_told_and_a_subset_is_one_where_the_file_says_so():
+    def result(data):
+        return Result.model_validate(content_of("depth", data=data))
+
+    part = result({"train_images": 24231, "test_images": 4, "complete": False})
+    assert part.data_sizes == "24,231 train images, 4 test images" and part.is_subset
+    assert not result({"complete": True}).is_subset and not result({}).is_subset

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.report.evaluations import SCORES, content_of
+from tests.report.evaluations import SCORES, SIZES, content_of
 from webssl_fast.report.result_files import Result
 from webssl_fast.report.tables import make_tables, tables_csv
 
@@ -97,7 +97,8 @@ def test_scores_that_are_not_finite_are_said(value):
 
 
 def test_csv_holds_both_tables_in_the_units_of_their_columns():
-    subset = content_of("ade20k_linear", data={"source": "a,b/photos", "test_images": 4, "complete": False})
+    subset = content_of("ade20k_linear", data=SIZES["segmentation"] | {"complete": False})
+    subset["config"]["source"] = "a,b/photos"
     text = tables_csv(make_tables(results(subset, content_of("nyud_lin4"), content_of("alignment"))))
     lines = list(csv.DictReader(io.StringIO(text)))
     ours = [line for line in lines if line["origin"] == "ours"]
@@ -107,7 +108,7 @@ def test_csv_holds_both_tables_in_the_units_of_their_columns():
         ("alignment", "SmolLM2-135M/alignment", "0.1234", "False"),
         ("alignment", "Llama-3.1-8B/alignment", "0.1725", "True"),
     ]
-    assert ours[0]["data"] == "a,b/photos" and ours[0]["remarks"] == "a subset of the data (4 test images)"
+    assert ours[0]["data"] == "a,b/photos" and ours[0]["remarks"] == "a subset of the data"
     published = [line for line in lines if line["origin"] == "published"]
     assert len(published) == 11 * 5 + 2 and all("arXiv 2504.01017" in line["source"] for line in published)
     assert ("86.52", "% top-1") in {(line["value"], line["unit"]) for line in published}

@@ -13,8 +13,7 @@ from typing import Any
 from webssl_fast.config.schema import EvalConfig
 from webssl_fast.report.result_files import Result
 
-NUM_IMAGENET_CLASSES = 1000
-# Settings that move no score, or that the data's description tells of.
+# Settings that move no score, or that are told of as data.
 IRRELEVANT = {
     "source",
     "train_source",
@@ -31,7 +30,7 @@ IRRELEVANT = {
 @dataclass(frozen=True)
 class Measure:
     """A column. `scores` are those of the result file that give its value, the first that is there; `factor` brings
-    them to `unit`; `protocol` is what differs from the schema's defaults."""
+    them to `unit`; `sizes` are those of the whole data; `protocol` is what differs from the schema's defaults."""
 
     name: str
     data: str
@@ -41,6 +40,7 @@ class Measure:
     scores: tuple[str, ...]
     factor: float
     decimals: int
+    sizes: dict[str, int]
     protocol: dict[str, Any]
 
     def value(self, result: Result) -> float | None:
@@ -51,10 +51,11 @@ class Measure:
 
     def departures(self, result: Result) -> list[str]:
         """Why the value is no match for the published ones, in words; empty where it is."""
-        found = [] if result.is_complete else [f"a subset of the data ({result.data_sizes})"]
-        chance = result.scores.get("chance", 0.0)
-        if self.name == "imagenet_linear" and 0 < chance <= 1 and round(1 / chance) != NUM_IMAGENET_CLASSES:
-            found.append(f"{round(1 / chance):,} classes instead of ImageNet's {NUM_IMAGENET_CLASSES:,}")
+        found = ["a subset of the data"] if result.is_subset else []
+        for key, size in self.sizes.items():
+            if (own := result.data.get(key)) != size:
+                own = f"{own:,}" if isinstance(own, int) else "an unknown number of"
+                found.append(f"{own} {key.replace('_', ' ')} instead of {size:,}")
         published = EvalConfig().model_dump(mode="json").get(self.evaluation, {}) | self.protocol
         for key, value in published.items():
             if key not in IRRELEVANT and result.config.get(key, value) != value:
@@ -83,12 +84,18 @@ MULTISCALE = {
 }
 IMAGENET_SCORES = ("best_on_val/test_top1", "best_on_val/val_top1")
 
+IMAGENET = {"train_images": 1_281_167, "val_images": 50_000, "classes": 1000}
+ADE20K = {"train_images": 20_210, "test_images": 2000}
+NYUD = {"train_images": 24_231, "test_images": 654}
+
 MEASURES = (
-    Measure("imagenet_linear", "ImageNet-1k", "linear", "% top-1", "linear_probe", IMAGENET_SCORES, 100, 2, {}),
-    Measure("ade20k_linear", "ADE20K", "linear", "% mIoU", "segmentation", ("miou",), 100, 2, {}),
-    Measure("ade20k_multiscale", "ADE20K", "+ms", "% mIoU", "segmentation", ("miou",), 100, 2, MULTISCALE),
+    Measure(
+        "imagenet_linear", "ImageNet-1k", "linear", "% top-1", "linear_probe", IMAGENET_SCORES, 100, 2, IMAGENET, {}
+    ),
+    Measure("ade20k_linear", "ADE20K", "linear", "% mIoU", "segmentation", ("miou",), 100, 2, ADE20K, {}),
+    Measure("ade20k_multiscale", "ADE20K", "+ms", "% mIoU", "segmentation", ("miou",), 100, 2, ADE20K, MULTISCALE),
     *(
-        Measure(f"nyud_lin{n}", "NYUd v2", f"lin. {n}", "m RMSE", "depth", ("rmse",), 1, 3, protocol)
+        Measure(f"nyud_lin{n}", "NYUd v2", f"lin. {n}", "m RMSE", "depth", ("rmse",), 1, 3, NYUD, protocol)
         for n in (1, 4)
         for protocol in [{"num_blocks": n, "pick_best_every": 800}]
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ class Result(BaseModel):
     untrained_scores: dict[str, float] = {}
     data: dict[str, Any]
     config: dict[str, Any]
+    image_size_px: int
     seed: int
     precision: str
     ranks: int
@@ -56,22 +56,22 @@ class Result(BaseModel):
     file: str = ""
 
     @property
-    def is_complete(self) -> bool:
-        """Whether it was judged on the whole of its data."""
-        return self.data.get("complete") is True
+    def is_subset(self) -> bool:
+        """Whether the file says that the data was not the whole set; where there is no such set, it says nothing."""
+        return self.data.get("complete") is False
 
     @property
     def data_name(self) -> str:
         """The last two parts of the place of the data that decided the score."""
-        sources = {k: v for k, v in _leaves(self.data) if "source" in k and isinstance(v, str) and v}
-        decisive = (v for word in ("test", "val", "source") for k, v in sources.items() if word in k)
-        return "/".join(next(decisive, "").replace("\\", "/").rstrip("/").split("/")[-2:])
+        sources = [self.config.get(key) for key in ("test_source", "val_source", "source", "train_source")]
+        decisive = next((source for source in sources if source and isinstance(source, str)), "")
+        return "/".join(decisive.rstrip("/").split("/")[-2:])
 
     @property
     def data_sizes(self) -> str:
         """E.g. "20,210 train images, 2,000 test images"."""
-        sizes = [(k, v) for k, v in _leaves(self.data) if isinstance(v, int) and not isinstance(v, bool)]
-        return ", ".join(f"{v:,} {k.removeprefix('num_').replace('_', ' ')}" for k, v in sizes)
+        sizes = [(k, v) for k, v in self.data.items() if isinstance(v, int) and not isinstance(v, bool)]
+        return ", ".join(f"{size:,} {name.replace('_', ' ')}" for name, size in sizes)
 
 
 def read_results(directory: Path, notes: list[str]) -> list[Result]:
@@ -106,11 +106,3 @@ def _reason(error: Exception) -> str:
 
 def _place(fault: Any) -> str:
     return ".".join(map(str, fault["loc"])) or "the whole"
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}_")
-        else:
-            yield f"{prefix}{key}", value
