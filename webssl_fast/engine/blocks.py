@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+import webssl_fast.ops.attention  # noqa: F401  registers torch.ops.webssl.attention
+
 if TYPE_CHECKING:
     from webssl_fast.methods.base import Method
 
@@ -28,6 +30,7 @@ _KEPT_OPS = {
         _aten._scaled_dot_product_efficient_attention,
         _aten._scaled_dot_product_cudnn_attention,
         _aten._scaled_dot_product_flash_attention_for_cpu,
+        torch.ops.webssl.attention,
     )
     for op in (getattr(packet, name) for name in packet.overloads())
 }
