@@ -128,17 +128,19 @@ def test_hash_of_an_encoder_is_that_of_what_it_computes():
     assert encoder_hash(renamed) == first
     assert encoder_hash(make_encoder(seed=1)) != first
     assert encoder_hash(make_encoder(pos_embed_interpolation="size")) != first
+    one_bit_off = make_encoder()
     with torch.no_grad():
-        weight = encoder.backbone.blocks[1].attn.proj.bias
-        weight[3] = torch.nextafter(weight[3], torch.tensor(1.0))
-    assert encoder_hash(encoder) != first
+        weight = one_bit_off.backbone.blocks[1].attn.proj.weight
+        weight[0, 3] = torch.nextafter(weight[0, 3], torch.tensor(1.0))
+    assert encoder_hash(one_bit_off) != first
 
 
 def test_hash_takes_every_dtype_and_shape():
-    module = nn.Module()
-    module.register_buffer("scalar", torch.tensor(3, dtype=torch.int64))
-    module.register_buffer("bf16", torch.ones(2, 3, dtype=torch.bfloat16).T)
-    module.register_buffer("empty", torch.empty(0, 4))
-    first = encoder_hash(module)
-    module.scalar += 1
-    assert encoder_hash(module) != first
+    def module(number: int) -> nn.Module:
+        made = nn.Module()
+        made.register_buffer("scalar", torch.tensor(number, dtype=torch.int64))
+        made.register_buffer("bf16", torch.ones(2, 3, dtype=torch.bfloat16).T)
+        made.register_buffer("empty", torch.empty(0, 4))
+        return made
+
+    assert encoder_hash(module(3)) == encoder_hash(module(3)) != encoder_hash(module(4))
