@@ -69,21 +69,23 @@ def probe_config(digits: Path, output: Path, world_size: int = 1, **settings) ->
     return resolve(config, world_size=world_size, device="cpu")
 
 
-def run_probe(digits: Path, output: Path, stop_at_step: int | None = None, **settings) -> EvalResult:
-    """stop_at_step: the last rank is told to stop while it takes that step."""
+def run_probe(
+    digits: Path, output: Path, stop_at_step: int | None = None, stop_signal: int = signal.SIGTERM, **settings
+) -> EvalResult:
+    """stop_at_step: the last rank sends itself `stop_signal` before that step."""
     with distributed.start("cpu", num_threads=1) as ranks:
         config = probe_config(digits, output, ranks.world_size, **{**SMALL, **settings})
         if stop_at_step is not None and ranks.rank == ranks.world_size - 1:
-            _send_signal_at(stop_at_step)
+            _send_signal_at(stop_at_step, stop_signal)
         return evaluate_linear_probe(untrained_encoder(preset="vit_nano_patch14"), config, ranks)
 
 
-def _send_signal_at(stop_at_step: int) -> None:
+def _send_signal_at(stop_at_step: int, stop_signal: int) -> None:
     take_step, steps = ProbeHeads.step, itertools.count()
 
     def step(self, *arguments, **options):
         if next(steps) == stop_at_step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), stop_signal)
         return take_step(self, *arguments, **options)
 
     ProbeHeads.step = step  # type: ignore[method-assign]

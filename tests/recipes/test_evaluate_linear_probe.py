@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.recipes.probe_run import probe_config, run_probe, untrained_encoder, write_digits
+from webssl_fast.config.schema import LogisticRegressionConfig
+from webssl_fast.data.sample import make_sample_data
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError, UserError
 from webssl_fast.evals import probe_heads
@@ -20,6 +23,11 @@ from webssl_fast.recipes.evaluate_linear_probe import evaluate_linear_probe
 from webssl_fast.recipes.evaluate_logistic_regression import evaluate_logistic_regression
 
 HERE = Distributed(torch.device("cpu"))
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def probe_command(digits: Path, output: Path, **settings) -> list[str]:
+    return ["-m", "tests.recipes.probe_run", str(digits), str(output), json.dumps(settings)]
 
 
 @pytest.fixture(scope="module")
@@ -61,24 +69,19 @@ def test_without_test_source_the_score_is_that_on_val(digits: Path, tmp_path: Pa
     assert "best_on_val/val_top1" in scores and not any("test" in name for name in scores)
 
 
-def test_a_crash_is_gone_on_from_bit_for_bit(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_kill_is_gone_on_from_bit_for_bit(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     expected = run_probe(digits, tmp_path / "whole")
-    step, calls = probe_heads.ProbeHeads.step, []
+    killed = probe_command(digits, tmp_path / "killed", stop_at_step=6, stop_signal=signal.SIGKILL)
+    assert subprocess.run([sys.executable, *killed], capture_output=True).returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "killed").glob("linear_probe/*/*")] == ["step_00000004"]
 
-    def crashing(self, *arguments, **options):
-        calls.append(1)
-        if len(calls) == 7:
-            raise MemoryError
-        return step(self, *arguments, **options)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(probe_heads.ProbeHeads, "step", crashing)
-        with pytest.raises(MemoryError):
-            run_probe(digits, tmp_path / "crashed")
-    monkeypatch.setattr(probe_heads.ProbeHeads, "step", lambda *a, **o: (calls.append(1), step(*a, **o))[1])
-    assert run_probe(digits, tmp_path / "crashed") == expected
-    assert len(calls) == 7 + 8, "it went on after the save at step 4"
-    whole, resumed = heads_of(tmp_path / "whole"), heads_of(tmp_path / "crashed")
+    take_step, taken = probe_heads.ProbeHeads.step, []
+    monkeypatch.setattr(
+        probe_heads.ProbeHeads, "step", lambda *args, **options: (taken.append(1), take_step(*args, **options))[1]
+    )
+    assert run_probe(digits, tmp_path / "killed") == expected
+    assert len(taken) == 8
+    whole, resumed = heads_of(tmp_path / "whole"), heads_of(tmp_path / "killed")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -90,9 +93,8 @@ def test_other_settings_start_anew_beside(digits: Path, tmp_path: Path):
 
 def test_what_two_ranks_began_one_finishes(digits: Path, tmp_path: Path):
     """Two ranks are told to stop and save; one process goes on from there. The heads are those of one process."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.recipes.probe_run", str(digits), str(tmp_path / "two"), json.dumps({"stop_at_step": 4})]
-    stopped = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    begun = probe_command(digits, tmp_path / "two", stop_at_step=4)
+    stopped = subprocess.run([*TWO_RANKS, *begun], capture_output=True, text=True, timeout=120)
     assert "stopped after step 6 of the linear probe and saved" in stopped.stderr  # agreed upon a step later
     files = sorted(path.name for path in (tmp_path / "two").glob("linear_probe/*/step_00000006/*"))
     assert files == ["heads_00000.safetensors", "heads_00001.safetensors"]
@@ -103,6 +105,31 @@ def test_what_two_ranks_began_one_finishes(digits: Path, tmp_path: Path):
     for name, tensor in heads_one.items():
         torch.testing.assert_close(heads_two[name], tensor, rtol=1e-4, atol=1e-5)
     assert two.scores == pytest.approx(one.scores, abs=0.02)
+
+
+@pytest.mark.nightly
+def test_two_ranks_score_as_one_does(digits: Path, tmp_path: Path):
+    """From the first step to the last, features of the images that judge shared out too."""
+    done = subprocess.run(
+        [*TWO_RANKS, *probe_command(digits, tmp_path / "two")], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    scores = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(scores) == 2 and scores[0] == scores[1]
+    assert scores[0] == pytest.approx(run_probe(digits, tmp_path / "one").scores, abs=0.02)
+
+
+@pytest.mark.nightly
+def test_classifies_the_sample_photographs_well_above_chance(tmp_path: Path):
+    """An untrained vit_tiny on 1,920 tiles of 16 photographs (chance is .0625), judged on 640 tiles of other blocks."""
+    make_sample_data(tmp_path / "tiles")
+    sources = {"train_source": str(tmp_path / "tiles/train"), "val_source": str(tmp_path / "tiles/test")}
+    config = probe_config(tmp_path, tmp_path / "run", num_steps=60, batch_size=64, **sources, test_source="")
+    logistic = LogisticRegressionConfig(**sources)
+    config = config.model_copy(update={"eval": config.eval.model_copy(update={"logistic_regression": logistic})})
+    encoder = untrained_encoder(image_size_px=56)
+    assert evaluate_linear_probe(encoder, config, HERE).scores["best_on_val/val_top1"] > 0.3
+    assert evaluate_logistic_regression(encoder, config, HERE).scores["best_on_val/val_top1"] > 0.4
 
 
 def test_rejects_bad_sources_and_settings(digits: Path, tmp_path: Path):
