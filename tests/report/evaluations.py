@@ -47,6 +47,7 @@ SOURCES = {
 CONFIGS_OF = {
     "segmentation": ("ade20k_linear", "ade20k_multiscale"),
     "depth": ("nyud_lin1", "nyud_lin4"),
+    "linear_probe": ("imagenet1k_linear_probe",),
 }
 
 
