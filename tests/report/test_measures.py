@@ -16,16 +16,16 @@ def columns_of(result):
 @pytest.mark.parametrize("config", [config for configs in CONFIGS_OF.values() for config in configs])
 def test_each_config_fills_its_own_column_without_departures(config):
     result = Result.model_validate(content_of(config))
-    value = 45.678 if config.startswith("ade") else 0.36549
+    value = {"ade": 45.678, "nyu": 0.36549, "ima": 84.321}[config[:3]]
     assert columns_of(result) == {config: pytest.approx(value)}
     assert BY_NAME[config].departures(result) == []
 
 
 def test_imagenet_takes_the_test_images_where_there_are_some():
     content = content_of("linear_probe")
-    assert columns_of(Result.model_validate(content)) == {"imagenet_linear": pytest.approx(84.321)}
+    assert columns_of(Result.model_validate(content)) == {"imagenet1k_linear_probe": pytest.approx(84.321)}
     content["scores"] = content["scores"] | {"best_on_val/test_top1": 0.5}
-    assert columns_of(Result.model_validate(content)) == {"imagenet_linear": 50.0}
+    assert columns_of(Result.model_validate(content)) == {"imagenet1k_linear_probe": 50.0}
 
 
 @pytest.mark.parametrize("evaluation", ["knn", "logistic_regression", "alignment"])
@@ -53,7 +53,7 @@ def test_the_last_depth_head_is_not_the_published_choice():
 
 
 def test_other_classes_and_shorter_training_are_no_imagenet():
-    measure = BY_NAME["imagenet_linear"]
+    measure = BY_NAME["imagenet1k_linear_probe"]
     assert measure.departures(Result.model_validate(content_of("linear_probe"))) == []
     digits = {"train_images": 1197, "val_images": 300, "classes": 10}
     config = {"num_steps": 12, "encode_batch_size": 32, "val_source": "digits/val"}

@@ -29,7 +29,7 @@ def test_one_encoder_has_one_row_wherever_its_results_lie():
         "ade20k_multiscale": "45.68",
         "nyud_lin1": "0.365",
         "nyud_lin4": "0.365",
-        "imagenet_linear": "84.32",
+        "imagenet1k_linear_probe": "84.32",
     }
     assert made.classic_remarks() == []
 
