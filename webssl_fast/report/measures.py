@@ -90,7 +90,16 @@ NYUD = {"train_images": 24_231, "test_images": 654}
 
 MEASURES = (
     Measure(
-        "imagenet1k_linear_probe", "ImageNet-1k", "linear", "% top-1", "linear_probe", IMAGENET_SCORES, 100, 2, IMAGENET, {}
+        "imagenet1k_linear_probe",
+        "ImageNet-1k",
+        "linear",
+        "% top-1",
+        "linear_probe",
+        IMAGENET_SCORES,
+        100,
+        2,
+        IMAGENET,
+        {},
     ),
     Measure("ade20k_linear", "ADE20K", "linear", "% mIoU", "segmentation", ("miou",), 100, 2, ADE20K, {}),
     Measure("ade20k_multiscale", "ADE20K", "+ms", "% mIoU", "segmentation", ("miou",), 100, 2, ADE20K, MULTISCALE),
