@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import webssl_fast.ops.flops  # noqa: F401  torch's counter leaves attention out on a CPU without it
 from benchmarks.harness import argument_parser, emit, gemm_tflop_per_s
 from webssl_fast.config.schema import DataConfig, ModelConfig
 from webssl_fast.data.index import Index
