@@ -1,7 +1,7 @@
 """Masked autoencoders (He et al., arXiv 2111.06377), the objective of Web-MAE (arXiv 2504.01017).
 
-Most patches of an image are left out; the encoder sees the others alone, and a small decoder predicts the pixels of what was
-left out. Nothing depends on other images of a batch.
+Most patches of an image are left out; the encoder sees the others alone, and a small decoder predicts the pixels of
+what was left out. Nothing depends on other images of a batch.
 
 Dimensions: B images of this rank, N patches, V visible and M masked ones, R = B*M, P pixel values of a patch.
 """
@@ -29,7 +29,7 @@ from webssl_fast.records import Batch, CropRecipe, Features
 
 class Mae(nn.Module):
     name = "mae"
-    balanced_over_pass = None
+    balanced_over_pass: str | None = None
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class Mae(nn.Module):
         self.num_visible = int(self.num_patches * (1 - config.mask_ratio))
         if not 0 < self.num_visible < self.num_patches:
             raise ConfigError(
-                f"method.mask_ratio is {config.mask_ratio}, which leaves {self.num_visible} of {self.num_patches} patches "
-                "to the encoder; it must see one at least, and not all"
+                f"method.mask_ratio is {config.mask_ratio}, which leaves {self.num_visible} of {self.num_patches} "
+                "patches to the encoder; it must see one at least, and not all"
             )
         self.decoder = MaeDecoder(config, self.backbone.width, side, patch_size)
 

@@ -1,7 +1,7 @@
 """From pixels to tokens: patch projection and position embedding.
 
-Dimensions: B crops of one size, N patches, V visible ones, D width, P patch size, C = 3*P*P values of a patch, M side of
-the native patch grid.
+Dimensions: B crops of one size, N patches, V visible ones, D width, P patch size, C = 3*P*P values of a patch, M side
+of the native patch grid.
 """
 
 from __future__ import annotations

@@ -58,13 +58,13 @@ def constant(parameter: Tensor, value: float) -> None:
 
 
 def xavier_uniform(parameter: Tensor, key: Key) -> None:
-    """Uniform in +-sqrt(6 / (inputs + outputs)) (Glorot & Bengio 2010); of a convolution all inputs of a patch count."""
+    """Uniform in +-sqrt(6 / (inputs + outputs)) (Glorot & Bengio 2010); a patch's projection is seen as a matrix."""
     num_outputs, num_inputs = parameter.shape[0], math.prod(parameter.shape[1:])
     uniform(parameter, key, bound=math.sqrt(6 / (num_inputs + num_outputs)))
 
 
 def initialize_as_mae(module: nn.Module, seed: int, prefix: str) -> None:
-    """MAE's rules (arXiv 2111.06377 and its code): matrices Xavier, tokens normal, norms 1, biases 0; parameters only."""
+    """MAE's rules (arXiv 2111.06377, App. A.1, and its code): matrices Xavier, tokens normal, norms 1, biases 0."""
     for name, p in module.named_parameters():
         key = (seed, f"{prefix}.{name}")
         if name.endswith("token"):

@@ -1,7 +1,7 @@
 """MAE's decoder: from the features of visible patches to the pixels of the masked ones (He et al., arXiv 2111.06377).
 
-Dimensions: B images, N patches, V visible ones, M masked ones, T packed tokens, E width of the encoder, D of the decoder, P
-pixel values of a patch.
+Dimensions: B images, N patches, V visible ones, M masked ones, R = B*M, T packed tokens, E width of the encoder, D of
+the decoder, P pixel values of a patch.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class MaeDecoder(nn.Module):
         width, num_heads = config.decoder_width, config.decoder_num_heads
         if width % num_heads or width % 4:
             raise ConfigError(
-                f"method.decoder_width is {width}, which must be a multiple of method.decoder_num_heads {num_heads} and "
-                "of 4 (sine-cosine positions)"
+                f"method.decoder_width is {width}, which must be a multiple of method.decoder_num_heads {num_heads} "
+                "and of 4 (sine-cosine positions)"
             )
         self.width, self.grid_side = width, grid_side
         self.embed = nn.Linear(encoder_width, width)

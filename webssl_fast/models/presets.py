@@ -1,8 +1,8 @@
 """Sizes as data.
 
-Sizes of Web-DINO and Web-MAE: Web-SSL (arXiv 2504.01017) Table 1 and its released model code. The table's "MLP" column is
-nominal for Web-DINO, whose SwiGLU has the hidden size of `swiglu_hidden_dim`. The 5B of Web-MAE (Table 11) was not
-released; its shape is that of Web-DINO's.
+Sizes of Web-DINO and Web-MAE: Web-SSL (arXiv 2504.01017) Table 1 and its released model code. The table's "MLP" column
+is nominal for Web-DINO, whose SwiGLU has the hidden size of `swiglu_hidden_dim`. The 5B of Web-MAE (Table 11) was not
+released; its shape is taken from Table 1.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The vision transformer of Web-DINO and Web-MAE: class token, position embedding, pre-norm blocks. What differs between
-the two is part of the preset.
+"""The vision transformer of Web-DINO and Web-MAE: class token, position embedding, pre-norm blocks. What differs
+between the two is part of the preset.
 
 Dimensions: B crops of one size, N patches, V visible ones, T packed tokens, D width.
 """
@@ -73,9 +73,9 @@ class VisionTransformer(nn.Module):
     ) -> list[Features]:
         """All groups of crops in one packed pass.
 
-        crops  a [B, 3, H, W] for each group
-        masks  for each group None or a bool [B, N]: True where the patch is replaced by the mask token
-        kept   for each block what drop-path leaves of the attention and the MLP branch; None: everything
+        crops    a [B, 3, H, W] for each group
+        masks    for each group None or a bool [B, N]: True where the patch is replaced by the mask token
+        kept     for each block what drop-path leaves of the attention and the MLP branch; None: everything
         visible  for each group None or int64 [B, V]: the only patches that there are, beside the class token; their
                  features come in this order
         """
