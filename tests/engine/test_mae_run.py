@@ -45,11 +45,13 @@ def test_passes_that_add_up_train_what_one_pass_trains(one, tmp_path):
     assert_same_losses(tmp_path, one)
 
 
-def test_an_interrupted_run_ends_bit_for_bit_as_another(one, tmp_path):
-    run_mae(CPU, tmp_path, stop_at_step=7)
-    assert len(metrics_of(tmp_path)) == 8
-    run_mae(CPU, tmp_path)
-    assert_same_run(tmp_path, one)
+def test_an_interrupted_run_ends_bit_for_bit_as_another(tmp_path):
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    run_mae(CPU, whole)
+    run_mae(CPU, interrupted, stop_at_step=7)
+    assert len(metrics_of(interrupted)) == 8
+    run_mae(CPU, interrupted)
+    assert_same_run(interrupted, whole)
 
 
 @pytest.mark.nightly

@@ -153,14 +153,13 @@ def _own_weights(source: Path) -> Weights:
     checkpoint, config, method = _open_run(source)
     assert isinstance(method, nn.Module)
     prefix = judged_prefix(method)
-    owner = method.get_submodule(prefix.removeprefix(METHOD_PREFIX).removesuffix("."))
-    has_heads = read_state(checkpoint).get("converted", {"heads": True})["heads"]
-    published = ("backbone", *HEADS) if has_heads else ("backbone",)
-    networks = nn.ModuleDict({name: module for name, module in owner.named_children() if name in published})
+    networks = method.get_submodule(prefix.removeprefix(METHOD_PREFIX).removesuffix("."))
+    backbone = networks.get_submodule("backbone")
+    assert isinstance(backbone, VisionTransformer)
+    if not read_state(checkpoint).get("converted", {"heads": True})["heads"]:
+        networks = nn.ModuleDict({"backbone": backbone})
     networks.to_empty(device="cpu")
     load_weights(checkpoint, networks, _HERE, prefix=prefix)
-    backbone = networks["backbone"]
-    assert isinstance(backbone, VisionTransformer)
     heads = {name: tensor for name, tensor in networks.state_dict().items() if name.startswith(HEADS)}
     model = config.model
     return Weights(str(source), model.preset, model.image_size_px, backbone.unpadded_state_dict(), heads)
