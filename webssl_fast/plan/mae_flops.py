@@ -10,18 +10,26 @@ from webssl_fast.models.presets import preset
 from webssl_fast.ops.flops import attention_backward_flops, attention_flops
 
 
-def mae_flops_per_image(method: MaeConfig, model: ModelConfig) -> int:
-    """Forward and backward of encoder (visible patches), decoder (all) and the masked patches' pixels."""
+def mae_flops_per_image(method: MaeConfig, model: ModelConfig, num_encoded: int | None = None) -> int:
+    """Forward and backward of encoder, decoder (all patches) and the masked patches' pixels.
+
+    num_encoded  patches that the encoder computes; None: those that MAE leaves visible
+    """
     size = preset(model.preset)
     num_patches = (model.image_size_px // size.patch_size) ** 2
     num_visible = int(num_patches * (1 - method.mask_ratio))
-    patch_values, width = 3 * size.patch_size**2, method.decoder_width
-    encoder = size.depth * _block_flops(1 + num_visible, size.width)
+    width = method.decoder_width
     decoder = method.decoder_depth * _block_flops(1 + num_patches, width)
-    embed = 2 * num_visible * patch_values * size.width
     between = 2 * (1 + num_visible) * size.width * width
-    to_pixels = 2 * (num_patches - num_visible) * width * patch_values
-    return encoder + decoder + 2 * embed + 3 * (between + to_pixels)  # pixels need no gradient
+    to_pixels = 2 * (num_patches - num_visible) * width * 3 * size.patch_size**2
+    return encoder_flops_per_image(model, num_encoded or num_visible) + decoder + 3 * (between + to_pixels)
+
+
+def encoder_flops_per_image(model: ModelConfig, num_patches: int) -> int:
+    """Forward and backward of so many patches and the class token."""
+    size = preset(model.preset)
+    embed = 2 * num_patches * 3 * size.patch_size**2 * size.width
+    return 2 * embed + size.depth * _block_flops(1 + num_patches, size.width)  # pixels need no gradient
 
 
 def _block_flops(length: int, width: int) -> int:
