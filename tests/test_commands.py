@@ -131,7 +131,8 @@ def webssl(*arguments: str) -> str:
     return done.stdout
 
 
-def test_train_evaluate_report(labelled_images: Path, tmp_path: Path):
+@pytest.mark.parametrize("method", ["dinov2", "mae"])
+def test_train_evaluate_report(labelled_images: Path, tmp_path: Path, method: str):
     run = tmp_path / "run"
     overrides = [
         f"output_dir={run}",
@@ -140,11 +141,11 @@ def test_train_evaluate_report(labelled_images: Path, tmp_path: Path):
         f"eval.knn.test_source={labelled_images}/test",
         "eval.every=4",
     ]
-    webssl("train", "configs/smoke/dinov2.yaml", *overrides)
+    webssl("train", f"configs/smoke/{method}.yaml", *overrides)
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(line["step"] for line in logged) == 4
     assert load_config(run / "config.yaml").train.num_steps == 4
-    webssl("eval", "configs/smoke/dinov2.yaml", *overrides)
+    webssl("eval", f"configs/smoke/{method}.yaml", *overrides)
     assert json.loads((run / "eval/knn.json").read_text())["encoder"]["name"] == "run/step_00000004"
     webssl("report", str(run))
     page = (run / "report.html").read_text()

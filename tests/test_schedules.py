@@ -45,6 +45,11 @@ def test_scaled_lr_follows_the_square_root():
     assert scaled_lr(2e-4, 256) == pytest.approx(1e-4)
 
 
+def test_scaled_lr_follows_mae_s_linear_rule():
+    assert scaled_lr(1.5e-4, 4096, "linear") == pytest.approx(2.4e-3)  # MAE's own
+    assert scaled_lr(1.5e-4, 256, "linear") == 1.5e-4
+
+
 def test_negative_step_is_refused():
     with pytest.raises(ValueError, match="step must be at least 0"):
         linear(-1, 0, 1, 10)

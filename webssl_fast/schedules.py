@@ -51,8 +51,11 @@ def one_cycle_momentum(
     return _half_cosine(low, high, min(1.0, (step - turn) / (last - turn)))
 
 
-def scaled_lr(base_lr: float, global_batch_size: int) -> float:
-    """DINOv2's square-root rule: the learning rate of a batch of 1024 images, scaled to another batch size."""
+def scaled_lr(base_lr: float, global_batch_size: int, scaling: str = "sqrt") -> float:
+    """A learning rate, scaled to a batch size. "sqrt": DINOv2's rule, from a batch of 1024 images; "linear": MAE's,
+    from one of 256 (Goyal et al., arXiv 1706.02677)."""
+    if scaling == "linear":
+        return base_lr * global_batch_size / 256
     return base_lr * math.sqrt(global_batch_size / 1024)
 
 

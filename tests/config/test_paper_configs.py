@@ -12,15 +12,24 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.schedules import scaled_lr
 
 FOLDER = Path(__file__).parent.parent.parent / "configs" / "pretrain"
-CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "webdino_mc2b")
+CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.stem not in ("webdino_mc2b", "webmae_mc2b"))
 IMAGENET_1K = 1_281_167
 
 
 def resolved(name: str):
     path = FOLDER / f"{name}.yaml"
-    num_gpus = re.search(r"^# webssl plan .* --gpus (\d+)", path.read_text(), re.MULTILINE)
-    assert num_gpus, f"{name} must say in its header what webssl plan says of it"
-    return resolve(load_config(path), world_size=int(num_gpus[1]), device="cuda")
+    config = load_config(path)
+    if config.method.name == "dinov2":
+        planned = re.search(r"^# webssl plan .* --gpus (\d+)", path.read_text(), re.MULTILINE)
+        assert planned, f"{name} must say in its header what webssl plan says of it"
+        return resolve(config, world_size=int(planned[1]), device="cuda")
+    return resolve(config, world_size=num_ranks(path.read_text()), device="cuda")
+
+
+def num_ranks(text: str) -> int:
+    """Of the header's torchrun."""
+    ranks = re.search(r"--nnodes (\d+) --nproc-per-node (\d+)", text)
+    return int(ranks[1]) * int(ranks[2]) if ranks else 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -28,10 +37,8 @@ def test_header(path):
     config, text = resolved(path.stem), path.read_text()
     assert config.output_dir == f"runs/{path.stem}"
     assert "arXiv 2504.01017" in text and "not run yet" in text
-    ranks = re.search(r"--nnodes (\d+) --nproc-per-node (\d+)", text)
-    num_ranks = int(ranks[1]) * int(ranks[2]) if ranks else 1
     # One pass a step: Sinkhorn-Knopp sees the whole batch.
-    assert config.train.micro_batch_size * num_ranks == config.train.global_batch_size
+    assert config.train.micro_batch_size * num_ranks(text) == config.train.global_batch_size
 
 
 @pytest.mark.parametrize("size", ["300m", "1b", "2b", "3b", "5b", "7b"])
@@ -48,6 +55,20 @@ def test_sizes(size):
     assert (method.dino_head.bottleneck_dim, method.ibot_head.bottleneck_dim) == (384, 256)
     assert (method.global_crops.size_px, method.local_crops.size_px, method.local_crops.num) == (224, 98, 8)
     assert train.group_size == 12
+
+
+@pytest.mark.parametrize("size", ["300m", "700m", "1b", "2b", "3b", "5b"])
+def test_web_mae_sizes(size):
+    config = resolved(f"webmae_{size}_mc2b")
+    train, optim, method = config.train, config.optim, config.method
+    assert config.model.preset == f"vit_mae_{size}_patch{16 if size == '300m' else 14}"
+    assert (train.global_batch_size, optim.warmup_steps) == (4096, 80_000)
+    assert 0 <= train.num_steps * train.global_batch_size - 2 * 10**9 < train.global_batch_size
+    assert scaled_lr(optim.base_lr, train.global_batch_size, optim.lr_scaling) == pytest.approx(1.6e-3)
+    assert (optim.min_lr, optim.weight_decay, optim.clip_grad_norm) == (0.0, (0.05, 0.05), None)
+    assert (optim.layerwise_decay, optim.patch_embed_lr_factor, optim.betas) == (1.0, 1.0, (0.9, 0.95))
+    assert (method.mask_ratio, method.normalize_pixels, method.crop_scale) == (0.75, True, (0.2, 1.0))
+    assert (method.decoder_width, method.decoder_depth, method.decoder_num_heads) == (512, 8, 16)
 
 
 @pytest.mark.parametrize("billions", [1, 4, 8])

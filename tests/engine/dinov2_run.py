@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.methods.tiny import tiny_method
+from tests.methods.tiny import crop_groups, tiny_method
 from webssl_fast.config.schema import OptimConfig, TrainConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.loop import micro_steps, train
 from webssl_fast.engine.sharding import materialize
-from webssl_fast.methods.dinov2 import DinoV2
+from webssl_fast.methods.base import Method
 from webssl_fast.records import Batch
 
 NUM_STEPS = 20
@@ -32,9 +32,9 @@ METHOD = {"group_size": 2, "num_steps": NUM_STEPS, "drop_path_rate": 0.3, "ema_m
 
 
 class NoiseLoader:
-    """Batches of the tiny DINOv2; writes down the positions that it handed out."""
+    """Batches of noise for a method; writes down the positions that it handed out."""
 
-    def __init__(self, method: DinoV2, config: TrainConfig, distributed: Distributed, stop_at_step: int | None = None):
+    def __init__(self, method: Method, config: TrainConfig, distributed: Distributed, stop_at_step: int | None = None):
         self.method, self.distributed, self.stop_at_step = method, distributed, stop_at_step
         self.global_batch_size = config.global_batch_size
         self.num_micro_steps = micro_steps(config, distributed.world_size)
@@ -50,14 +50,14 @@ class NoiseLoader:
         positions = np.arange(first, first + per_pass)
         self.positions.setdefault(step, []).extend(positions.tolist())
         images = [self._image(int(position)) for position in positions]
-        crops = [torch.stack([image[i] for image in images], dim=1) for i in range(2)]
+        crops = [torch.stack(group, dim=1) for group in zip(*images, strict=True)]
         batch = Batch(positions, positions.copy(), crops, torch.full((per_pass,), -1))
         self.method.prepare(batch)
         return batch
 
-    def _image(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _image(self, position: int) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(position)
-        return torch.randn(2, 3, 56, 56, generator=generator), torch.randn(3, 3, 28, 28, generator=generator)
+        return [torch.randn(num, 3, size, size, generator=generator) for num, size in crop_groups(self.method)]
 
 
 def run_dinov2(
@@ -72,6 +72,18 @@ def run_dinov2(
     config = TrainConfig(**{**TRAIN, **(train_settings or {})})
     with torch.device("meta"):
         method = tiny_method(**{**METHOD, **(method_settings or {})})
+    optim = OptimConfig(**{**OPTIM, **(optim_settings or {})})
+    return run_method(method, distributed, output_dir, config, optim, stop_at_step)
+
+
+def run_method(
+    method: Method,
+    distributed: Distributed,
+    output_dir: Path,
+    config: TrainConfig,
+    optim: OptimConfig,
+    stop_at_step: int | None = None,
+) -> dict[int, list[int]]:
     materialize(method, 0, distributed, config)
     loader = NoiseLoader(method, config, distributed, stop_at_step)
     train(
@@ -79,7 +91,7 @@ def run_dinov2(
         loader,
         distributed,
         train_config=config,
-        optim_config=OptimConfig(**{**OPTIM, **(optim_settings or {})}),
+        optim_config=optim,
         output_dir=output_dir,
         facts={"seed": 0},
     )

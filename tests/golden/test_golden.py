@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.methods.tiny import noise_batch, tiny_method
+from tests.methods.tiny import noise_batch, tiny_mae, tiny_method
 from webssl_fast.config.schema import OptimConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
 
 GOLDEN = Path(__file__).parent
-METHODS = {"dinov2": lambda: tiny_method(drop_path_rate=0.3, num_steps=20, ema_momentum=(0.9, 1.0))}
+METHODS = {
+    "dinov2": lambda: tiny_method(drop_path_rate=0.3, num_steps=20, ema_momentum=(0.9, 1.0)),
+    "mae": tiny_mae,
+}
 
 
 def first_losses(name: str) -> list[float]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from webssl_fast.methods.losses import koleo
+from webssl_fast.methods.losses import koleo, masked_pixel_loss
 
 
 def test_koleo_matches_the_formula():
@@ -29,3 +29,23 @@ def test_koleo_is_finite_for_equal_rows_in_low_precision(dtype):
 def test_koleo_rejects_single_images():
     with pytest.raises(ValueError, match="at least 2"):
         koleo(torch.ones(3, 1, 8))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_masked_pixel_loss_matches_the_formula(normalize):
+    generator = torch.Generator().manual_seed(0)
+    prediction = torch.randn(5, 12, generator=generator, requires_grad=True)
+    pixels = torch.rand(5, 12, generator=generator) * 3 + 100  # far from 0, where fp32 has few digits left
+    pixels[4] = 7.0  # without variance
+    expected = 0.0
+    for row, target in zip(prediction.double(), pixels.double(), strict=True):
+        if normalize:
+            deviation = target - target.sum() / 12
+            target = deviation / (deviation.square().sum() / 11 + 1e-6).sqrt()
+        expected = expected + (row - target).square().sum() / 60
+    loss = masked_pixel_loss(prediction, pixels, normalize=normalize)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    (grad,), (expected_grad,) = (torch.autograd.grad(x, prediction) for x in (loss, expected))
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert masked_pixel_loss(prediction, pixels, normalize=normalize) == loss

@@ -1,10 +1,14 @@
-"""A DINOv2 small enough for tests, and batches of noise for it."""
+"""Methods small enough for tests, and batches of noise for them."""
+
+from itertools import groupby
 
 import numpy as np
 import torch
 
-from webssl_fast.config.schema import CropsConfig, DinoV2Config, HeadConfig, ModelConfig, OptimConfig
+from webssl_fast.config.schema import CropsConfig, DinoV2Config, HeadConfig, MaeConfig, ModelConfig, OptimConfig
+from webssl_fast.methods.base import Method
 from webssl_fast.methods.dinov2 import DinoV2
+from webssl_fast.methods.mae import Mae
 from webssl_fast.records import Batch
 
 
@@ -28,10 +32,27 @@ def tiny_method(*, drop_path_rate=0.0, group_size=4, seed=0, num_steps=100, init
     return method
 
 
-def noise_batch(method: DinoV2, first_position=0, num_images=4, seed=0) -> Batch:
+def tiny_mae(
+    *, seed=0, init=True, drop_path_rate=0.0, layerwise_decay=1.0, preset="vit_mae_nano_patch14", **overrides
+) -> Mae:
+    config = MaeConfig(**{"decoder_width": 32, "decoder_depth": 2, "decoder_num_heads": 2, **overrides})
+    model = ModelConfig(preset=preset, image_size_px=56, drop_path_rate=drop_path_rate)
+    optim = OptimConfig(layerwise_decay=layerwise_decay)
+    method = Mae(config, model, optim, num_steps=100, group_size=1, seed=seed)
+    if init:
+        method.initialize(seed)
+    return method
+
+
+def crop_groups(method: Method) -> list[tuple[int, int]]:
+    """(crops of an image, pixels of a side) of each group."""
+    return [(len(list(group)), size_px) for size_px, group in groupby(r.size_px for r in method.crop_recipes())]
+
+
+def noise_batch(method: Method, first_position=0, num_images=4, seed=0) -> Batch:
     g = torch.Generator().manual_seed(seed)
     positions = np.arange(first_position, first_position + num_images)
-    crops = [torch.randn(2, num_images, 3, 56, 56, generator=g), torch.randn(3, num_images, 3, 28, 28, generator=g)]
+    crops = [torch.randn(num, num_images, 3, size, size, generator=g) for num, size in crop_groups(method)]
     batch = Batch(positions, positions.copy(), crops, torch.full((num_images,), -1))
     method.prepare(batch)
     return batch

@@ -113,7 +113,10 @@ MAE = {"cls_token": (1, 1, 64), "pos_embed": (1, 17, 64), "patch_embed.proj.weig
 MAE |= {f"blocks.{i}.mlp.fc1.weight": (256, 64) for i in range(2)}
 REFUSED = {
     "a missing key": (without("blocks.1.1.ls2.gamma"), r"blocks\.1\.ls2\.gamma is missing"),
-    "a missing position embedding": (without("pos_embed"), "but not pos_embed; expected a Web-DINO"),
+    "a missing position embedding": (
+        without("pos_embed"),
+        "but not pos_embed; expected a vision transformer of Web-SSL",
+    ),
     "a key of another network": (plus(register_tokens=torch.zeros(1, 4, 64)), "register_tokens is not part of it"),
     "another feed-forward": (random_state(MAE), r"blocks\.0\.norm1\.weight is missing"),
     "another shape": (plus(**{"norm.bias": torch.zeros(65)}), r"norm\.bias is \[65\], expected \[64\]"),
@@ -125,7 +128,10 @@ REFUSED = {
         plus(pos_embed=torch.zeros(1, 15, 64)),
         r"pos_embed is \[1, 15, 64\], expected \[1, 10, 64\]",
     ),
-    "a class token without dimensions": (plus(cls_token=torch.zeros(())), "but not cls_token; expected a Web-DINO"),
+    "a class token without dimensions": (
+        plus(cls_token=torch.zeros(())),
+        "but not cls_token; expected a vision transformer",
+    ),
     "integers": (
         plus(mask_token=torch.zeros(1, 64).long()),
         r"mask_token is torch\.int64, expected floats",

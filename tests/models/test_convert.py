@@ -99,7 +99,7 @@ def test_the_preprocessor_is_the_authors_own(folder):
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("model_type", "vit", "model_type is 'vit'; a Web-DINO model has 'dinov2'"),
+        ("model_type", "clip", "model_type is 'clip'; a model of Web-SSL has dinov2 or vit"),
         ("use_swiglu_ffn", False, "use_swiglu_ffn is False"),
         ("num_attention_heads", 6, "num_attention_heads is 6, but the weights are those of vit_tiny_patch14 at 56 px"),
         ("image_size", 224, "image_size is 224, but the weights are those of vit_tiny_patch14 at 56 px"),

@@ -1,25 +1,26 @@
-"""Official Web-MAE files: against a vision transformer written here from its formulas, and what is refused."""
+"""Web-MAE networks: the authors' files against a vision transformer written here from its formulas, the Hugging Face
+form against transformers' ViTModel, and what is refused."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
+from safetensors.torch import load_file
 
-from tests.models.published import random_state
+from tests.models.published import assert_same_bits, random_state
 from webssl_fast.errors import UserError
-from webssl_fast.models import mae_layout
-from webssl_fast.models.convert import read_authors
-from webssl_fast.models.encoders import WEB_SSL_PREPROCESSING
-from webssl_fast.models.hf_encoders import encoder_of_tensors
-from webssl_fast.models.mae_layout import is_web_mae, mae_to_hugging_face
+from webssl_fast.models.checkpoint_layouts import from_authors, from_hugging_face, to_authors
+from webssl_fast.models.convert import read_authors, read_hugging_face, write_hugging_face
+from webssl_fast.models.encoders import BackboneEncoder
 
 PUBLISHED = {  # width, blocks, patch size, heads
-    "300m": (1024, 24, 16, 16),
-    "700m": (1280, 32, 14, 16),
-    "1b": (1536, 40, 14, 24),
-    "2b": (2688, 24, 14, 21),
-    "3b": (3072, 26, 14, 24),
+    "300m_patch16": (1024, 24, 16, 16),
+    "700m_patch14": (1280, 32, 14, 16),
+    "1b_patch14": (1536, 40, 14, 24),
+    "2b_patch14": (2688, 24, 14, 21),
+    "3b_patch14": (3072, 26, 14, 24),
 }
-SMALL = (32, 3, 14, 2)
+NANO = (64, 2, 14, 2)
 
 
 def shapes(width, depth, patch, heads, image_px=224):
@@ -61,52 +62,73 @@ def forward(state, images, heads):
 
 
 @pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setitem(mae_layout.NUM_HEADS, SMALL[:3], SMALL[3])
-    return random_state(shapes(*SMALL, image_px=56))
+def nano():
+    return random_state(shapes(*NANO, image_px=56))
 
 
-def test_computes_what_the_formulas_say(small):
-    encoder = encoder_of_tensors(*mae_to_hugging_face(small, "x.pth"), "x.pth", WEB_SSL_PREPROCESSING)
-    assert (encoder.name, encoder.num_blocks, encoder.image_size_px, encoder.cls_source) == (
-        "x.pth",
-        3,
-        56,
-        "cls_token",
-    )
-    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+
+
+def test_computes_what_the_formulas_say(nano, images, tmp_path):
+    torch.save(nano, tmp_path / "x.pth")
+    encoder = BackboneEncoder.from_weights(read_authors([tmp_path / "x.pth"]))
+    assert (encoder.name, encoder.num_blocks, encoder.image_size_px) == ("x.pth", 2, 56)
     with torch.no_grad():
-        found, expected = encoder(images), forward(small, images, SMALL[3])
+        found, expected = encoder(images), forward(nano, images, heads=2)
     torch.testing.assert_close(found.cls_token.double(), expected[:, 0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.patch_tokens.double(), expected[:, 1:], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", PUBLISHED.values(), ids=PUBLISHED)
+@pytest.mark.parametrize("image_px", [56, 84])
+def test_transformers_computes_the_same(nano, tmp_path, image_px):
+    weights = from_authors({"x.pth": nano})
+    encoder = BackboneEncoder.from_weights(weights)
+    write_hugging_face(weights, tmp_path / "hf", encoder.preprocessing)
+    model, info = transformers.ViTModel.from_pretrained(
+        tmp_path / "hf", add_pooling_layer=False, output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    images = torch.randn(2, 3, image_px, image_px, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = encoder(images)
+        expected = model.eval()(images, interpolate_pos_encoding=image_px != 56).last_hidden_state
+    torch.testing.assert_close(found.cls_token, expected[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.patch_tokens, expected[:, 1:], atol=1e-5, rtol=1e-5)
+    assert_same_bits(read_hugging_face(tmp_path / "hf").backbone, nano)
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
 def test_published_sizes(size):
-    state = {name: torch.empty(shape, device="meta") for name, shape in shapes(*size).items()}
-    config, theirs = mae_to_hugging_face(state, "x.pth")
-    width, depth, patch, heads = size
-    assert (config["hidden_size"], config["num_hidden_layers"], config["patch_size"]) == (width, depth, patch)
-    assert (config["num_attention_heads"], config["image_size"]) == (heads, 224)
-    assert sum(t.numel() for t in theirs.values()) == sum(t.numel() for t in state.values())
+    width, depth, patch, heads = PUBLISHED[size]
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes(*PUBLISHED[size]).items()}
+    weights = from_authors({"x.pth": state})
+    assert (weights.preset, weights.image_size_px) == (f"vit_mae_{size}", 224)
+    assert to_authors(weights.backbone).keys() == state.keys()
+    with torch.device("meta"):
+        encoder = BackboneEncoder.from_weights(weights)
+    assert encoder.backbone.blocks[0].attn.num_heads == heads
 
 
-def test_refuses_gaps_additions_and_other_sizes(small):
-    assert is_web_mae(small)
+def test_refuses_gaps_additions_and_other_sizes(nano):
     for change, reason in (
         ({"blocks.1.mlp.fc2.bias": None}, r"blocks\.1\.mlp\.fc2\.bias is missing"),
-        ({"pos_embed": torch.zeros(4)}, "pos_embed is ill-shaped"),
-        ({"decoder_embed.weight": torch.zeros(1)}, r"decoder_embed\.weight is not part of it"),
+        ({"mask_token": torch.zeros(1, 64)}, "mask_token is not part of it"),
+        ({"blocks.0.mlp.fc1.weight": torch.zeros(8, 64)}, r"blocks\.0\.mlp\.fc1\.weight is \[8, 64\], expected"),
     ):
-        changed = {name: tensor for name, tensor in (small | change).items() if tensor is not None}
-        with pytest.raises(UserError, match=rf"^x\.pth does not hold a Web-MAE network: {reason}"):
-            mae_to_hugging_face(changed, "x.pth")
-    mae_layout.NUM_HEADS.pop(SMALL[:3])
-    with pytest.raises(UserError, match=r"width, blocks and patch size \(32, 3, 14\); published are 1024, 24"):
-        mae_to_hugging_face(small, "x.pth")
+        changed = {name: tensor for name, tensor in (nano | change).items() if tensor is not None}
+        with pytest.raises(UserError, match=rf"x\.pth does not hold the backbone of vit_mae_nano.*{reason}"):
+            from_authors({"x.pth": changed})
+    with pytest.raises(UserError, match=r"Web-MAE network of width, blocks and patch size 32, 3, 14; known are 64, 2"):
+        from_authors({"x.pth": random_state(shapes(32, 3, 14, 2, image_px=56))})
 
 
-def test_is_not_converted_yet(small, tmp_path):
-    torch.save(small, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"x\.pth is a Web-MAE network; it can be evaluated, but not yet converted"):
-        read_authors([tmp_path / "x.pth"])
+def test_refuses_what_a_folder_holds_besides(nano, tmp_path):
+    weights = from_authors({"x.pth": nano})
+    write_hugging_face(weights, tmp_path / "hf", BackboneEncoder.from_weights(weights).preprocessing)
+    state = load_file(tmp_path / "hf" / "model.safetensors")
+    untrained = {"pooler.dense.weight": torch.zeros(64, 64), "pooler.dense.bias": torch.zeros(64)}
+    assert_same_bits(from_hugging_face(state | untrained, "hf").backbone, nano)
+    with pytest.raises(UserError, match=r"hf holds decoder\.x, which no Web-MAE model"):
+        from_hugging_face(state | {"decoder.x": torch.zeros(1)}, "hf")

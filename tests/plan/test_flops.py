@@ -9,8 +9,11 @@ import pytest
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.methods.tiny import noise_batch as mae_batch
+from tests.methods.tiny import tiny_mae
 from tests.plan.small_runs import method_of, noise_batch, small_config, take_step
 from webssl_fast.plan.flops import PARTS, flops_per_image, micro_batch_flops, recomputed_flops
+from webssl_fast.plan.mae_flops import mae_flops_per_image
 from webssl_fast.plan.step_shape import step_shape
 
 
@@ -56,3 +59,12 @@ def test_checkpointing_computes_the_blocks_again():
 def test_every_part_has_its_share():
     parts = micro_batch_flops(step_shape(small_config()))
     assert tuple(parts) == PARTS and all(flops > 0 for flops in parts.values())
+
+
+@pytest.mark.parametrize("choices", [{}, {"mask_ratio": 0.5, "preset": "vit_mae_tiny_patch14", "decoder_depth": 3}])
+def test_flops_of_mae_are_what_torch_counts(choices):
+    method = tiny_mae(**choices)
+    batch = mae_batch(method, num_images=3)
+    with FlopCounterMode(display=False) as counter:
+        method.training_step(batch, 0)[0].backward()
+    assert mae_flops_per_image(method.config, method.backbone.config) * 3 == counter.get_total_flops()

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from PIL import Image
 
 from tests.models.published import (
     NANO,
@@ -11,7 +13,7 @@ from tests.models.published import (
     random_state,
     random_teacher,
 )
-from tests.recipes.test_encoder_source import make_run
+from tests.recipes.test_encoder_source import make_mae_run, make_run
 from webssl_fast.cli import main
 from webssl_fast.models.weight_files import read_pth
 from webssl_fast.recipes.encoder_source import load_encoder, read_weights
@@ -92,3 +94,39 @@ def test_leaves_what_is_there_alone(teacher, tmp_path, capsys):
 def test_says_what_hugging_face_has_no_place_for(teacher, tmp_path, capsys, caplog):
     assert convert(teacher, "hf", tmp_path / "hf") == 0
     assert "the heads of" in caplog.text
+
+
+def test_a_mae_run_goes_to_transformers_and_back(tmp_path):
+    method = make_mae_run(tmp_path / "mine")
+    assert convert(tmp_path / "mine", "hf", tmp_path / "hf") == 0
+    model = transformers.ViTModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
+    images = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        expected = model(images).last_hidden_state
+        for source in ("mine", "hf"):
+            found = load_encoder(tmp_path / source)(images)
+            torch.testing.assert_close(found.cls_token, expected[:, 0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.patch_tokens, expected[:, 1:], atol=1e-5, rtol=1e-5)
+    assert_same_bits(read_weights([tmp_path / "hf"]).backbone, method.backbone.state_dict())
+
+
+@pytest.mark.parametrize("path", [["native"], ["hf", "native"], ["webssl", "hf"], ["webssl", "native", "hf"]])
+def test_every_way_from_a_mae_run_keeps_every_bit(tmp_path, path):
+    method = make_mae_run(tmp_path / "mine")
+    source = tmp_path / "mine"
+    for number, form in enumerate(path):
+        target = tmp_path / f"{number}_{form}{'.pth' if form == 'webssl' else ''}"
+        assert convert(source, form, target) == 0
+        source = target
+    assert convert(source, "webssl", tmp_path / "back.pth") == 0
+    assert_same_bits(read_pth(tmp_path / "back.pth"), method.backbone.state_dict())
+
+
+def test_a_mae_run_does_not_start_from_published_weights(tmp_path, capsys):
+    """They come without the decoder that they were trained with."""
+    make_mae_run(tmp_path / "mine")
+    assert convert(tmp_path / "mine", "hf", tmp_path / "hf") == 0
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
+    overrides = [f"method.init_from={tmp_path / 'hf'}", f"data.source={tmp_path}", f"output_dir={tmp_path / 'new'}"]
+    assert main(["train", "configs/smoke/mae.yaml", *overrides, "train.device=cpu"]) == 1
+    assert "mae cannot start from published weights; name a checkpoint of a run by mae" in capsys.readouterr().err

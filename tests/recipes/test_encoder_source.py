@@ -13,6 +13,7 @@ from webssl_fast.config.schema import (
     DecodeConfig,
     DinoV2Config,
     HeadConfig,
+    MaeConfig,
     ModelConfig,
     RunConfig,
     TrainConfig,
@@ -29,7 +30,7 @@ HEAD = HeadConfig(hidden_dim=32, bottleneck_dim=16, num_prototypes=64)
 
 
 def make_run(folder, **model):
-    """What training leaves, with random weights; returns the method too."""
+    """What training by DINOv2 leaves, with random weights; returns the method too."""
     config = RunConfig(
         output_dir=str(folder),
         model=ModelConfig(**{"preset": "vit_nano_patch14", "image_size_px": 56, "layer_scale_init": 0.5, **model}),
@@ -42,13 +43,34 @@ def make_run(folder, **model):
     with torch.no_grad():  # student and teacher apart
         for p in method.student.parameters():
             p.add_(1)
+    write_run(folder, config, method)
+    return method
+
+
+def make_mae_run(folder):
+    """The same by MAE."""
+    config = RunConfig(
+        output_dir=str(folder),
+        model=ModelConfig(preset="vit_mae_nano_patch14", image_size_px=56),
+        method=MaeConfig(decoder_width=32, decoder_depth=2, decoder_num_heads=2),
+        train=TrainConfig(global_batch_size=4, group_size=4),
+    )
+    method = build_method(config)
+    method.initialize(1)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())), alpha=0.1)
+    write_run(folder, config, method)
+    return method
+
+
+def write_run(folder, config, method):
     tensors = {METHOD_PREFIX + name: tensor for name, tensor in method.state_dict().items()}
     tensors["optimizer.x"] = torch.zeros(1)
     checkpoints = Checkpoints(folder / "checkpoints", Distributed(torch.device("cpu")), keep=3, keep_every=None)
     for step in (2, 4):
         checkpoints.save(step, tensors, {"step": step})
     save_config(config, folder / "config.yaml")
-    return method
 
 
 @pytest.mark.parametrize("level", ["", "checkpoints", "checkpoints/step_00000004"])

@@ -14,6 +14,8 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.engine import loop
 from webssl_fast.engine.distributed import Distributed
+from webssl_fast.methods.dinov2 import DinoV2
+from webssl_fast.methods.mae import Mae
 from webssl_fast.plan.flops import flops_per_image
 from webssl_fast.recipes.pretrain import _warn_of_accumulation, pretrain
 
@@ -44,7 +46,11 @@ def test_accumulation_says_what_it_changes(caplog, micro_batch_size, world_size,
     )
     config = resolve(config, world_size=world_size, device="cpu")
     with caplog.at_level(logging.WARNING):
-        _warn_of_accumulation(config, Distributed(device=None, world_size=world_size))  # type: ignore[arg-type]
+        ranks = Distributed(device=None, world_size=world_size)  # type: ignore[arg-type]
+        _warn_of_accumulation(config, ranks, DinoV2.balanced_over_pass)
+        num_warnings = len(caplog.records)
+        _warn_of_accumulation(config, ranks, Mae.balanced_over_pass)
+        assert len(caplog.records) == num_warnings, "MAE's objective is a mean over images"
     if num_passes == 1:
         assert not caplog.text
     else:

@@ -6,7 +6,7 @@ A YAML file holds differences from these defaults. Unknown keys are errors (see 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -63,7 +63,7 @@ class ModelConfig(Config):
     preset: str = "vit_tiny_patch14"
     image_size_px: PositiveInt = 224  # sets the position embedding's grid
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    layer_scale_init: PositiveFloat = 1e-5
+    layer_scale_init: PositiveFloat = 1e-5  # of presets that have LayerScale
     pos_embed_interpolation: Literal["scale_offset", "size"] = "scale_offset"
     swiglu_pad_multiple: PositiveInt = 1  # >1 pads the SwiGLU hidden size with zero units (FP8: 64 suits every size)
 
@@ -132,18 +132,36 @@ class DinoV2Config(Config):
     init_from: str | tuple[str, ...] | None = None
 
 
-MethodConfig = DinoV2Config
+class MaeConfig(Config):
+    """Masked autoencoders (arXiv 2111.06377) as Web-SSL trained them (arXiv 2504.01017, App. A). One crop of
+    model.image_size_px an image, flipped at times, and nothing else."""
+
+    name: Literal["mae"] = "mae"
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.2, 1.0)  # of the image's area
+    flip_probability: Probability = 0.5
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75  # of the patches; the encoder sees the others alone
+    decoder_width: PositiveInt = 512
+    decoder_depth: PositiveInt = 8
+    decoder_num_heads: PositiveInt = 16
+    normalize_pixels: bool = True  # the target is each patch with its own mean and variance taken out
+
+    init_from: str | tuple[str, ...] | None = None  # an own checkpoint whose weights start this run
+
+
+MethodConfig = DinoV2Config | MaeConfig
 
 
 # ---------------------------------------------------------------- optimisation
 
 
 class OptimConfig(Config):
-    """AdamW with the schedules of DINOv2: lr is base_lr * sqrt(global_batch_size / 1024)."""
+    """AdamW with the schedules of DINOv2: the peak lr is base_lr, scaled to global_batch_size by `lr_scaling`."""
 
     # torchao_8bit: moments in 8 bits with a scale a block (Dettmers et al., arXiv 2110.02861), quantised by torchao.
     implementation: Literal["torch", "apex", "torchao_8bit"] = "torch"
     base_lr: PositiveFloat = 2e-4
+    # sqrt: base_lr * sqrt(global_batch_size / 1024) (DINOv2); linear: base_lr * global_batch_size / 256 (MAE)
+    lr_scaling: Literal["sqrt", "linear"] = "sqrt"
     min_lr: NonNegativeFloat = 1e-6
     warmup_steps: NonNegativeInt = 100_000
     weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.2)  # cosine from, to
@@ -359,7 +377,14 @@ class RunConfig(Config):
     ops: Literal["auto", "reference"] = "auto"
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    method: MethodConfig = DinoV2Config()
+    method: Annotated[MethodConfig, Field(discriminator="name")] = DinoV2Config()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_method(cls, tree: Any) -> Any:
+        """`method:` without a name is DINOv2."""
+        method = tree.get("method") if isinstance(tree, dict) else None
+        return {**tree, "method": {"name": "dinov2", **method}} if isinstance(method, dict) else tree

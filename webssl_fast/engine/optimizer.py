@@ -60,7 +60,7 @@ class Optimizer:
         self._config = config
         self._distributed = distributed
         self._num_steps = num_steps
-        self._peak_lr = scaled_lr(config.base_lr, global_batch_size)
+        self._peak_lr = scaled_lr(config.base_lr, global_batch_size, config.lr_scaling)
         self._groups = method.parameter_groups()
         self._shards = _local_shards(method, self._groups)
         # Of HSDP's copies of a gradient, only one counts in its norm.

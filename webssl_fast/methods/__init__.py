@@ -5,8 +5,9 @@ from __future__ import annotations
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.methods.base import Method
 from webssl_fast.methods.dinov2 import DinoV2
+from webssl_fast.methods.mae import Mae
 
-METHODS = {"dinov2": DinoV2}
+METHODS = {"dinov2": DinoV2, "mae": Mae}
 
 
 def build_method(config: RunConfig) -> Method:

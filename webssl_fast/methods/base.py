@@ -36,6 +36,9 @@ class Method(Protocol):
     """
 
     name: str
+    # What of the objective is taken over the images of one pass (of all ranks) only, as a clause for a warning: where a
+    # step accumulates several passes, it is another objective. None: nothing is.
+    balanced_over_pass: str | None
 
     def crop_recipes(self) -> list[CropRecipe]:
         """The crops of one image, equal sizes next to each other: a group of `Batch.crops` each."""
@@ -81,7 +84,7 @@ class Method(Protocol):
         ...
 
     def encoder(self) -> Encoder:
-        """The network to be judged (the EMA teacher's backbone)."""
+        """The network to be judged (an EMA teacher's backbone, where there is one)."""
         ...
 
 

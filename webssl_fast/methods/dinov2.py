@@ -46,6 +46,7 @@ class StudentTeacherNetworks(nn.Module):
 
 class DinoV2(nn.Module):
     name = "dinov2"
+    balanced_over_pass: str | None = "Sinkhorn-Knopp balances the prototypes"
 
     def __init__(
         self,

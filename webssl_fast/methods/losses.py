@@ -1,6 +1,6 @@
 """Losses as pure functions of tensors. (The prototype losses are the op `prototype_cross_entropy`.)
 
-Dimensions: C groups, G images of a group, D width.
+Dimensions: C groups, G images of a group, D width, R masked patches, P pixel values of a patch.
 """
 
 from __future__ import annotations
@@ -28,3 +28,18 @@ def koleo(x_CGD: Tensor, eps: float = 1e-8) -> Tensor:
         neighbour_CGD = x_CGD.gather(1, nearest_CG1.expand_as(x_CGD))
         distance_CG = (x_CGD - neighbour_CGD + eps).norm(dim=-1)
         return -torch.log(distance_CG + eps).mean()
+
+
+def masked_pixel_loss(prediction_RP: Tensor, pixels_RP: Tensor, *, normalize: bool, eps: float = 1e-6) -> Tensor:
+    """MAE's loss (He et al., arXiv 2111.06377, section 3): the mean squared error of the masked patches' pixels.
+
+    normalize  each patch's pixels are compared after (x - mean) / sqrt(variance + eps), the variance being unbiased
+
+    Computed in fp32 whatever the inputs and autocast say.
+    """
+    with torch.autocast(prediction_RP.device.type, enabled=False):
+        target_RP = pixels_RP.float()
+        if normalize:
+            variance_R1, mean_R1 = torch.var_mean(target_RP, dim=-1, keepdim=True)
+            target_RP = (target_RP - mean_R1) * torch.rsqrt(variance_R1 + eps)
+        return F.mse_loss(prediction_RP.float(), target_RP)

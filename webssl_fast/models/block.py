@@ -1,6 +1,6 @@
 """The transformer block on packed tokens, with drop-path that skips what it drops.
 
-Dimensions: T packed tokens of all crops, D width, H heads, d head width, F hidden width of the SwiGLU.
+Dimensions: T packed tokens of all crops, D width, H heads, d head width, F hidden width of the MLP.
 A packed batch is one matrix `x_TD` and its `groups`: ((num_sequences, length), ...), sequences back to back.
 """
 
@@ -61,6 +61,18 @@ class SwiGLU(nn.Module):
         return self.w3(F.silu(gate_TF) * value_TF)
 
 
+class GeluMLP(nn.Module):
+    """fc2(gelu(fc1 x)), without the approximation by tanh."""
+
+    def __init__(self, width: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, width)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_TD)))
+
+
 class LayerScale(nn.Module):
     """A learned factor for each channel of a residual branch (Touvron et al., arXiv 2103.17239)."""
 
@@ -73,14 +85,25 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, num_heads: int, hidden_dim: int, norm_eps: float = 1e-6):
+    """`mlp`: "swiglu" or "gelu"."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        hidden_dim: int,
+        norm_eps: float = 1e-6,
+        *,
+        mlp: str = "swiglu",
+        layer_scale: bool = True,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, num_heads)
-        self.ls1 = LayerScale(width)
+        self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = SwiGLU(width, hidden_dim)
-        self.ls2 = LayerScale(width)
+        self.mlp = (SwiGLU if mlp == "swiglu" else GeluMLP)(width, hidden_dim)
+        self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
 
     def forward(self, x_TD: Tensor, groups: Groups, kept: tuple[KeptSequences, KeptSequences] | None = None) -> Tensor:
         """[T, D] -> [T, D]. `kept`: for the attention and the MLP branch, what drop-path leaves; None computes all."""

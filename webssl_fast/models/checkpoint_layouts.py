@@ -1,10 +1,11 @@
-"""The names under which a Web-DINO network is stored: by its authors, on the Hugging Face hub, and here.
+"""The names under which a network of Web-SSL is stored: by its authors, on the Hugging Face hub, and here.
 
 Three layouts of the same tensors, so that going from one to another moves bits and changes none.
 
   authors       blocks.{chunk}.{block}.attn.qkv.weight, ...; a teacher's file has {"teacher": {"backbone.blocks...",
-                "dino_head...", "ibot_head..."}}
-  Hugging Face  encoder.layer.{block}.attention.attention.{query,key,value}.weight, ... (transformers' Dinov2Model)
+                "dino_head...", "ibot_head..."}}; a Web-MAE's blocks are not in chunks
+  Hugging Face  encoder.layer.{block}.attention.attention.{query,key,value}.weight, ... (transformers' Dinov2Model; of a
+                Web-MAE ViTModel, see models/mae_layout.py)
   here          blocks.{block}.attn.qkv.weight, ...: a VisionTransformer's state_dict, without padding of the SwiGLU
 
 Source: the module classes of facebookresearch/webssl and dinov2 (its BlockChunk numbers blocks through all chunks), and
@@ -17,7 +18,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ from torch import Tensor
 from webssl_fast.config.schema import HeadConfig, ModelConfig
 from webssl_fast.errors import UserError
 from webssl_fast.models.heads import PrototypeHead
-from webssl_fast.models.presets import PRESETS
+from webssl_fast.models.mae_layout import from_vit_model, is_web_mae, to_vit_model
+from webssl_fast.models.presets import PRESETS, WEB_DINO, WEB_MAE
 from webssl_fast.models.vit import VisionTransformer
 
 State = dict[str, Tensor]
@@ -100,6 +102,8 @@ def from_authors(contents: Mapping[str, Mapping[str, Any]]) -> Weights:
 
 def to_authors(backbone: Mapping[str, Tensor]) -> State:
     """A backbone under the authors' names, blocks in chunks (their loader drops names that it does not know)."""
+    if is_web_mae(backbone):
+        return dict(backbone)
     chunk_size = max(_num_blocks(backbone) // NUM_CHUNKS, 1)
     return {_BLOCK.sub(lambda m: f"blocks.{int(m[2]) // chunk_size}.{m[2]}.{m[3]}", k): v for k, v in backbone.items()}
 
@@ -123,7 +127,15 @@ def _split_authors_file(name: str, content: Mapping[str, Any]) -> tuple[State, S
 
 
 def from_hugging_face(state: Mapping[str, Tensor], source: str) -> Weights:
-    """A network from the tensors of a Dinov2Model's folder. Raises UserError as `from_authors` does."""
+    """A network from the tensors of a folder of a Dinov2Model or ViTModel. Raises UserError as `from_authors` does."""
+    if any(".intermediate.dense." in key for key in state):
+        ours, unknown = from_vit_model(state)
+        if unknown:
+            raise UserError(
+                f"{source} holds {_few(unknown)}, which no Web-MAE model in the Hugging Face layout has; expected a "
+                "ViTModel: embeddings, encoder.layer.*, layernorm"
+            )
+        return Weights(source, *_check_backbone(ours, source), ours)
     ours = {name: state[theirs] for name, theirs in _HF_NAMES.items() if theirs in state}
     block_names = {theirs: name for name, theirs in _HF_BLOCK_NAMES.items()}
     used = set(_HF_NAMES.values())
@@ -148,7 +160,10 @@ def from_hugging_face(state: Mapping[str, Tensor], source: str) -> Weights:
 
 
 def to_hugging_face(backbone: Mapping[str, Tensor]) -> State:
-    """A backbone under the names of transformers' Dinov2Model; query, key and value are views of our one matrix."""
+    """A backbone under the names of transformers' Dinov2Model or ViTModel; query, key and value are views of our one
+    matrix."""
+    if is_web_mae(backbone):
+        return to_vit_model(backbone)
     state: State = {}
     for name, tensor in backbone.items():
         match = _BLOCK.fullmatch(name)
@@ -167,8 +182,10 @@ def to_hugging_face(backbone: Mapping[str, Tensor]) -> State:
 
 
 def backbone_config(preset: str, image_size_px: int) -> ModelConfig:
-    """Of published weights: no padding, and the authors' interpolation of positions."""
-    return ModelConfig(preset=preset, image_size_px=image_size_px, pos_embed_interpolation="scale_offset")
+    """Of published weights: no padding, and the interpolation of positions that their models have."""
+    by_offset = PRESETS[preset].architecture == WEB_DINO
+    interpolation: Literal["scale_offset", "size"] = "scale_offset" if by_offset else "size"
+    return ModelConfig(preset=preset, image_size_px=image_size_px, pos_embed_interpolation=interpolation)
 
 
 def _check_backbone(backbone: State, source: str) -> tuple[str, int]:
@@ -177,16 +194,19 @@ def _check_backbone(backbone: State, source: str) -> tuple[str, int]:
     missing = [name for name, n in num_dims.items() if name not in backbone or backbone[name].ndim != n]
     if missing or not _num_blocks(backbone):
         raise UserError(
-            f"{source} holds {_few(backbone)}, but not {', '.join(missing) or 'blocks'}; expected a Web-DINO vision "
-            "transformer with a class token: cls_token, pos_embed, patch_embed.proj, blocks, norm"
+            f"{source} holds {_few(backbone)}, but not {', '.join(missing) or 'blocks'}; expected a vision "
+            "transformer of Web-SSL with a class token: cls_token, pos_embed, patch_embed.proj, blocks, norm"
         )
     shape = backbone["patch_embed.proj.weight"].shape
     found = (backbone["cls_token"].shape[-1], _num_blocks(backbone), shape[-1])
-    preset = next((k for k, p in PRESETS.items() if (p.width, p.depth, p.patch_size) == found), None)
+    kind, architecture = ("Web-MAE", WEB_MAE) if is_web_mae(backbone) else ("Web-DINO", WEB_DINO)
+    sizes = {k: (p.width, p.depth, p.patch_size) for k, p in PRESETS.items() if p.architecture == architecture}
+    preset = next((k for k, size in sizes.items() if size == found), None)
     if preset is None:
-        known = "; ".join(f"{p.width}, {p.depth}, {p.patch_size} ({k})" for k, p in PRESETS.items())
+        known = "; ".join(f"{', '.join(map(str, size))} ({k})" for k, size in sizes.items())
         raise UserError(
-            f"{source} is a network of width, blocks and patch size {', '.join(map(str, found))}; known are {known}"
+            f"{source} is a {kind} network of width, blocks and patch size {', '.join(map(str, found))}; known are "
+            f"{known}"
         )
     side = max(math.isqrt(max(backbone["pos_embed"].shape[1] - 1, 0)), 1)
     image_size_px = side * found[2]

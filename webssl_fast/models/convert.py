@@ -1,4 +1,4 @@
-"""Published Web-DINO weights: read from the authors' files or a Hugging Face folder, and written as either.
+"""Published weights of Web-DINO and Web-MAE: the authors' files and Hugging Face folders, read and written.
 
 Tensors are mapped from the disk and moved as they are: no value changes, and only what a file is cut into is in memory
 at a time (the whole network for a .pth that comes from a Hugging Face folder).
@@ -22,8 +22,7 @@ from webssl_fast.models.checkpoint_layouts import (
     to_hugging_face,
 )
 from webssl_fast.models.hf_preprocessing import preprocessor_config
-from webssl_fast.models.mae_layout import is_web_mae
-from webssl_fast.models.presets import preset
+from webssl_fast.models.presets import WEB_MAE, preset
 from webssl_fast.models.weight_files import (
     read_json,
     read_pth,
@@ -35,6 +34,11 @@ from webssl_fast.records import Preprocessing
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _NORM_EPS = 1e-6
+# model_type -> what it is, and the keys on which its network does not vary: (value, transformers' default)
+_FIXED: dict[str, tuple[str, dict]] = {
+    "dinov2": ("Web-DINO", {"use_swiglu_ffn": (True, None), "layer_norm_eps": (_NORM_EPS, _NORM_EPS)}),
+    "vit": ("Web-MAE", {"hidden_act": ("gelu", "gelu"), "layer_norm_eps": (_NORM_EPS, 1e-12)}),
+}
 
 
 def read_authors(paths: Sequence[Path]) -> Weights:
@@ -42,24 +46,26 @@ def read_authors(paths: Sequence[Path]) -> Weights:
 
     Raises UserError, naming the file, what was found and what is expected.
     """
-    contents = {str(path): read_pth(path) for path in paths}
-    for name, content in contents.items():
-        if is_web_mae(content):
-            raise UserError(f"{name} is a Web-MAE network; it can be evaluated, but not yet converted or trained on")
-    return from_authors(contents)
+    return from_authors({str(path): read_pth(path) for path in paths})
 
 
 def read_hugging_face(folder: Path) -> Weights:
-    """From a local folder with a Dinov2Model's config.json and safetensors. Raises UserError as `read_authors` does."""
+    """From a local folder with config.json and safetensors of a Dinov2Model or ViTModel. Raises UserError as
+    `read_authors` does."""
     config_path = folder / CONFIG
     config = read_json(config_path)
-    for key, expected in {"model_type": "dinov2", "use_swiglu_ffn": True, "layer_norm_eps": _NORM_EPS}.items():
-        found = config.get(key, _NORM_EPS if key == "layer_norm_eps" else None)
-        if found != expected:
-            raise UserError(f"{config_path}: {key} is {found!r}; a Web-DINO model has {expected!r}")
+    if config.get("model_type") not in _FIXED:
+        raise UserError(
+            f"{config_path}: model_type is {config.get('model_type')!r}; a model of Web-SSL has {' or '.join(_FIXED)}"
+        )
+    kind, fixed = _FIXED[config["model_type"]]
+    for key, (expected, default) in fixed.items():
+        if (found := config.get(key, default)) != expected:
+            raise UserError(f"{config_path}: {key} is {found!r}; a {kind} model has {expected!r}")
     weights = from_hugging_face(read_safetensors_folder(folder), str(folder))
     expected_config = hugging_face_config(weights)
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"):
+    keys = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size")
+    for key in keys:
         if config.get(key) != expected_config[key]:
             raise UserError(
                 f"{config_path}: {key} is {config.get(key)!r}, but the weights are those of {weights.preset} at "
@@ -87,7 +93,8 @@ def write_authors(weights: Weights, path: Path) -> list[Path]:
 
 
 def write_hugging_face(weights: Weights, folder: Path, preprocessing: Preprocessing) -> None:
-    """Writes config.json, preprocessor_config.json and safetensors, for transformers' Dinov2Model; heads are left out.
+    """Writes config.json, preprocessor_config.json and safetensors, for transformers' Dinov2Model (Web-DINO) or
+    ViTModel (Web-MAE); heads are left out.
 
     Raises UserError where the folder exists.
     """
@@ -107,24 +114,34 @@ def write_hugging_face(weights: Weights, folder: Path, preprocessing: Preprocess
 
 
 def hugging_face_config(weights: Weights) -> dict:
-    """config.json of a Dinov2Model with these weights."""
+    """config.json of a Dinov2Model or ViTModel with these weights."""
     size = preset(weights.preset)
     dtype: torch.dtype = weights.backbone["cls_token"].dtype
-    return {
+    kind: dict = {
         "architectures": ["Dinov2Model"],
         "model_type": "dinov2",
+        "mlp_ratio": 4,
+        "use_swiglu_ffn": True,
+        "layerscale_value": 1e-5,
+        "drop_path_rate": 0.0,
+    }
+    if size.architecture == WEB_MAE:
+        kind = {
+            "architectures": ["ViTModel"],
+            "model_type": "vit",
+            "intermediate_size": size.hidden_dim(),
+            "hidden_act": "gelu",
+        }
+    return {
+        **kind,
         "hidden_size": size.width,
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.num_heads,
         "image_size": weights.image_size_px,
         "patch_size": size.patch_size,
         "num_channels": 3,
-        "mlp_ratio": 4,
-        "use_swiglu_ffn": True,
         "qkv_bias": True,
         "layer_norm_eps": _NORM_EPS,
-        "layerscale_value": 1e-5,
-        "drop_path_rate": 0.0,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "torch_dtype": str(dtype).removeprefix("torch."),

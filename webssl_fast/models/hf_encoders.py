@@ -9,7 +9,7 @@ Dimensions: B images, H height and W width in pixels, N tokens, P side of a patc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -187,17 +187,6 @@ def load_hugging_face(source: str | Path) -> HuggingFaceEncoder:
     preprocessing = parse_preprocessing(content, file_name, native_px)
     name = Path(source).resolve().name if is_local else str(source)
     return HuggingFaceEncoder(model, name, preprocessing).eval()
-
-
-def encoder_of_tensors(
-    config: Mapping[str, Any], state: Mapping[str, Tensor], source: str, preprocessing: Preprocessing
-) -> HuggingFaceEncoder:
-    """The same for tensors under published names, and the config that a folder would have. Raises UserError."""
-    transformers = _import_transformers()
-    family = family_of(config["model_type"])
-    hf_config = transformers.AutoConfig.for_model(**config)
-    model = _loaded(family, source, from_=None, config=hf_config, state_dict=dict(state))
-    return HuggingFaceEncoder(model, Path(source).name, preprocessing).eval()
 
 
 def _loaded(family: Family, source: str, from_: str | None, **how: Any) -> nn.Module:

@@ -7,6 +7,7 @@ starts equal, and a rank holds one whole tensor at a time.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -54,3 +55,21 @@ def uniform(parameter: Tensor, key: Key, bound: float) -> None:
 @torch.no_grad()
 def constant(parameter: Tensor, value: float) -> None:
     parameter.fill_(value)
+
+
+def xavier_uniform(parameter: Tensor, key: Key) -> None:
+    """Uniform in +-sqrt(6 / (inputs + outputs)) (Glorot & Bengio 2010); a patch's projection is seen as a matrix."""
+    num_outputs, num_inputs = parameter.shape[0], math.prod(parameter.shape[1:])
+    uniform(parameter, key, bound=math.sqrt(6 / (num_inputs + num_outputs)))
+
+
+def initialize_as_mae(module: nn.Module, seed: int, prefix: str) -> None:
+    """MAE's rules (arXiv 2111.06377, App. A.1, and its code): matrices Xavier, tokens normal, norms 1, biases 0."""
+    for name, p in module.named_parameters():
+        key = (seed, f"{prefix}.{name}")
+        if name.endswith("token"):
+            normal(p, key, std=0.02)
+        elif p.ndim > 1:
+            xavier_uniform(p, key)
+        else:
+            constant(p, 1.0 if "norm" in name and name.endswith("weight") else 0.0)

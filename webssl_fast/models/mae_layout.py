@@ -1,103 +1,81 @@
-"""Official Web-MAE files under the names of transformers' ViTModel, which is their Hugging Face form.
+"""A Web-MAE network under the names of transformers' ViTModel, which is its Hugging Face form.
 
-The files hold timm's vision transformer: an ordinary GELU MLP, no LayerScale, query, key and value in one matrix. Names
-and sizes are those of the model code released with Web-SSL (arXiv 2504.01017), and of transformers' ViT.
+The authors' files need no table: they hold timm's vision transformer, whose names are those of our VisionTransformer.
+Names: transformers' conversion of ViT; the official folders hold an untrained pooler besides.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from webssl_fast.errors import UserError
+State = dict[str, Tensor]
 
-# (width, depth, patch size) -> attention heads, which no shape tells.
-NUM_HEADS = {
-    (1024, 24, 16): 16,
-    (1280, 32, 14): 16,
-    (1536, 40, 14): 24,
-    (2688, 24, 14): 21,
-    (3072, 26, 14): 24,
-}
+_KINDS = ("weight", "bias")
 _NAMES = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "norm": "layernorm",
+    **{f"patch_embed.proj.{kind}": f"embeddings.patch_embeddings.projection.{kind}" for kind in _KINDS},
+    **{f"norm.{kind}": f"layernorm.{kind}" for kind in _KINDS},
 }
-_BLOCK_NAMES = {
+_PARTS = {
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
     "attn.proj": "attention.output.dense",
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
+_BLOCK_NAMES = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in _PARTS.items() for kind in _KINDS}
 _QKV = ("query", "key", "value")
-_NUM_DIMS = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_HF_BLOCK = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
+_UNTRAINED = ("pooler.",)
 
 
-def is_web_mae(content: Mapping[str, Any]) -> bool:
-    """Whether the content of a .pth is a Web-MAE network rather than a Web-DINO one."""
-    return "blocks.0.mlp.fc1.weight" in content and "cls_token" in content
+def is_web_mae(names: Mapping[str, Any]) -> bool:
+    """Whether these are the names of a Web-MAE backbone rather than a Web-DINO one."""
+    return "blocks.0.mlp.fc1.weight" in names
 
 
-def mae_to_hugging_face(content: Mapping[str, Any], source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a ViTModel. Raises UserError, naming the file, for a tensor that is missing or unknown, and
-    for a size that was not published."""
-    state: dict[str, Tensor] = {}
-    faults = []
-    for key, tensor in content.items():
-        names = _renamed(key)
-        if not names:
-            faults.append(f"{key} is not part of it")
-        elif not isinstance(tensor, Tensor) or not tensor.ndim or tensor.ndim != _NUM_DIMS.get(key, tensor.ndim):
-            faults.append(f"{key} is ill-shaped")
-        elif tensor.shape[0] % len(names):
-            faults.append(f"{key} does not divide into {', '.join(_QKV)}")
+def to_vit_model(backbone: Mapping[str, Tensor]) -> State:
+    """A backbone under the names of a ViTModel; query, key and value are views of our one matrix."""
+    state: State = {}
+    for name, tensor in backbone.items():
+        match = _BLOCK.fullmatch(name)
+        if match is None:
+            state[_NAMES[name]] = tensor
+        elif match[2].startswith("attn.qkv."):
+            for part, third in zip(_QKV, tensor.chunk(3), strict=True):
+                state[_qkv_name(match[1], part, match[2].rpartition(".")[2])] = third
         else:
-            state.update(zip(names, tensor.chunk(len(names)), strict=True))
-    depth = len({key.split(".")[1] for key in content if key.startswith("blocks.")})
-    both = ("weight", "bias")
-    expected = ["cls_token", "pos_embed", *(f"{name}.{kind}" for name in ("patch_embed.proj", "norm") for kind in both)]
-    for i in range(depth):
-        expected += [f"blocks.{i}.{part}.{kind}" for part in ("attn.qkv", *_BLOCK_NAMES) for kind in both]
-    faults = [f"{key} is missing" for key in expected if key not in content] + faults
-    if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise UserError(f"{source} does not hold a Web-MAE network: {'; '.join(faults[:5])}{more}")
-    width, patch_size = content["cls_token"].shape[-1], content["patch_embed.proj.weight"].shape[-1]
-    size = (width, depth, patch_size)
-    if size not in NUM_HEADS:
-        known = "; ".join(", ".join(map(str, each)) for each in NUM_HEADS)
-        raise UserError(f"{source} is a Web-MAE of width, blocks and patch size {size}; published are {known}")
-    config = {
-        "model_type": "vit",
-        "hidden_size": width,
-        "num_hidden_layers": depth,
-        "num_attention_heads": NUM_HEADS[size],
-        "intermediate_size": content["blocks.0.mlp.fc1.weight"].shape[0],
-        "image_size": math.isqrt(content["pos_embed"].shape[1] - 1) * patch_size,
-        "patch_size": patch_size,
-        "layer_norm_eps": 1e-6,
-    }
-    return config, state
+            state[f"encoder.layer.{match[1]}.{_BLOCK_NAMES[match[2]]}"] = tensor
+    return state
 
 
-def _renamed(key: str) -> list[str]:
-    """A key's names in transformers: three for a matrix that is cut in three, none for a key that is not known."""
-    if key in _NAMES:
-        return [_NAMES[key]]
-    name, _, kind = key.rpartition(".")
-    if name in _NAMES:
-        return [f"{_NAMES[name]}.{kind}"]
-    if name.startswith("blocks.") and name.count(".") >= 2:
-        _, block, part = name.split(".", 2)
-        prefix = f"encoder.layer.{block}."
-        if part == "attn.qkv":
-            return [f"{prefix}attention.attention.{each}.{kind}" for each in _QKV]
-        if part in _BLOCK_NAMES:
-            return [f"{prefix}{_BLOCK_NAMES[part]}.{kind}"]
-    return []
+def from_vit_model(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """The inverse, and the names that no Web-MAE network has; what is missing is missing there too."""
+    ours = {name: state[theirs] for name, theirs in _NAMES.items() if theirs in state}
+    used = set(_NAMES.values())
+    block_names = {theirs: name for name, theirs in _BLOCK_NAMES.items()}
+    blocks = set()
+    for key, tensor in state.items():
+        if match := _HF_BLOCK.fullmatch(key):
+            blocks.add(match[1])
+            if match[2] in block_names:
+                ours[f"blocks.{match[1]}.{block_names[match[2]]}"] = tensor
+                used.add(key)
+    for block in sorted(blocks):
+        for kind in _KINDS:
+            parts = [_qkv_name(block, part, kind) for part in _QKV]
+            if all(part in state for part in parts):
+                ours[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat([state[part] for part in parts])
+                used.update(parts)
+    return ours, [key for key in state if key not in used and not key.startswith(_UNTRAINED)]
+
+
+def _qkv_name(block: str, part: str, kind: str) -> str:
+    return f"encoder.layer.{block}.attention.attention.{part}.{kind}"

@@ -1,14 +1,38 @@
 """Sizes as data.
 
-Web-DINO sizes: Web-SSL (arXiv 2504.01017) Table 1 and its released model code. The table's "MLP" column is nominal; the
-SwiGLU hidden size follows `swiglu_hidden_dim`.
+Sizes of Web-DINO and Web-MAE: Web-SSL (arXiv 2504.01017) Table 1 and its released model code. The table's "MLP" column
+is nominal for Web-DINO, whose SwiGLU has the hidden size of `swiglu_hidden_dim`. The 5B of Web-MAE (Table 11) was not
+released; its shape is taken from Table 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from webssl_fast.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What networks of all sizes have in common.
+
+    mlp             "swiglu"; "gelu": two layers, hidden size 4 x width
+    layer_scale     a learned factor for each channel of a residual branch
+    positions       an embedding that is "learned", or the fixed one of sines and cosines
+    mask_token      a learned token that stands in for masked patches
+    initialization  of DINOv2 (truncated normal) or MAE (Xavier)
+    """
+
+    mlp: Literal["swiglu", "gelu"]
+    layer_scale: bool
+    positions: Literal["learned", "sine_cosine"]
+    mask_token: bool
+    initialization: Literal["dinov2", "mae"]
+
+
+WEB_DINO = Architecture("swiglu", layer_scale=True, positions="learned", mask_token=True, initialization="dinov2")
+WEB_MAE = Architecture("gelu", layer_scale=False, positions="sine_cosine", mask_token=False, initialization="mae")
 
 
 @dataclass(frozen=True)
@@ -17,6 +41,13 @@ class ViTPreset:
     depth: int
     num_heads: int
     patch_size: int = 14
+    architecture: Architecture = WEB_DINO
+
+    def hidden_dim(self, swiglu_pad_multiple: int = 1) -> int:
+        """Hidden size of the MLP."""
+        if self.architecture.mlp == "gelu":
+            return 4 * self.width
+        return swiglu_hidden_dim(self.width, swiglu_pad_multiple)
 
 
 PRESETS = {
@@ -31,6 +62,15 @@ PRESETS = {
     "vit_5b_patch14": ViTPreset(3584, 32, 28),
     "vit_7b_patch14": ViTPreset(4096, 32, 32),
     "vit_7b_slice_patch14": ViTPreset(4096, 8, 32),  # eight of the 7B's blocks, to be measured on one GPU
+    "vit_mae_nano_patch14": ViTPreset(64, 2, 2, architecture=WEB_MAE),  # for tests
+    "vit_mae_tiny_patch14": ViTPreset(192, 12, 3, architecture=WEB_MAE),
+    "vit_mae_base_patch16": ViTPreset(768, 12, 12, 16, architecture=WEB_MAE),
+    "vit_mae_300m_patch16": ViTPreset(1024, 24, 16, 16, architecture=WEB_MAE),
+    "vit_mae_700m_patch14": ViTPreset(1280, 32, 16, architecture=WEB_MAE),
+    "vit_mae_1b_patch14": ViTPreset(1536, 40, 24, architecture=WEB_MAE),
+    "vit_mae_2b_patch14": ViTPreset(2688, 24, 21, architecture=WEB_MAE),
+    "vit_mae_3b_patch14": ViTPreset(3072, 26, 24, architecture=WEB_MAE),
+    "vit_mae_5b_patch14": ViTPreset(3584, 32, 28, architecture=WEB_MAE),
 }
 
 

@@ -1,4 +1,4 @@
-"""`webssl convert`: a Web-DINO network from one form into another, bit for bit."""
+"""`webssl convert`: a Web-DINO or Web-MAE network from one form into another, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 
 from webssl_fast.config.load import save_config
-from webssl_fast.config.schema import DinoV2Config, RunConfig
-from webssl_fast.engine.checkpoint import METHOD_PREFIX, Checkpoints
+from webssl_fast.config.resolve import resolve
+from webssl_fast.config.schema import DinoV2Config, MaeConfig, RunConfig
+from webssl_fast.engine.checkpoint import Checkpoints
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.models.checkpoint_layouts import HEADS, Weights, backbone_config
 from webssl_fast.models.convert import refuse_existing, write_authors, write_hugging_face
 from webssl_fast.models.encoders import WEB_SSL_PREPROCESSING
-from webssl_fast.recipes.encoder_source import read_weights
+from webssl_fast.models.presets import WEB_MAE, preset
+from webssl_fast.recipes.encoder_source import judged_prefix, read_weights
+from webssl_fast.recipes.setup import describe_method
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +28,9 @@ def convert(sources: Sequence[str], to: str, output: Path) -> None:
     """Reads one network (encoder_source.read_weights says from what) and writes it.
 
     to      "webssl": a .pth of the authors' layout, and `<name>_ssl_heads.pth` where there are heads
-            "hf": a folder for transformers' Dinov2Model
-            "native": a run of ours that holds a teacher, for `eval.checkpoint` and `method.init_from`
+            "hf": a folder for transformers' Dinov2Model or ViTModel
+            "native": a run of ours that holds no more than this, for `eval.checkpoint` and (Web-DINO)
+            `method.init_from`
     output  the file or folder; UserError where it exists
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -46,19 +50,22 @@ def convert(sources: Sequence[str], to: str, output: Path) -> None:
 
 
 def write_native(weights: Weights, output: Path) -> None:
-    """A run directory whose one checkpoint holds the teacher alone, in fp32. UserError where it exists."""
+    """A run directory whose one checkpoint holds the judged network (and heads) alone, in fp32. UserError where it
+    exists."""
     refuse_existing(output)
     heads = {head: weights.head_config(head) for head in HEADS} if weights.heads else {}
+    is_mae = preset(weights.preset).architecture == WEB_MAE
     config = RunConfig(
         output_dir=str(output),
         model=backbone_config(weights.preset, weights.image_size_px),
-        method=DinoV2Config().model_copy(update=heads),
+        method=MaeConfig() if is_mae else DinoV2Config().model_copy(update=heads),
     )
+    prefix = judged_prefix(describe_method(resolve(config, world_size=1, device="cpu")))
     tensors = {f"backbone.{name}": tensor for name, tensor in weights.backbone.items()} | weights.heads
     checkpoints = Checkpoints(output / "checkpoints", Distributed(torch.device("cpu")), keep=1, keep_every=None)
     checkpoints.save(
         0,
-        {f"{METHOD_PREFIX}teacher.{name}": tensor.float() for name, tensor in tensors.items()},
+        {f"{prefix}{name}": tensor.float() for name, tensor in tensors.items()},
         {"step": 0, "facts": {}, "converted": {"source": weights.source, "heads": bool(weights.heads)}},
     )
     save_config(config, output / "config.yaml")

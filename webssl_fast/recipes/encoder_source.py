@@ -26,9 +26,9 @@ from webssl_fast.errors import UserError
 from webssl_fast.methods.base import Method
 from webssl_fast.models.checkpoint_layouts import HEADS, Weights, from_authors
 from webssl_fast.models.convert import CONFIG, read_authors, read_hugging_face
-from webssl_fast.models.encoders import WEB_SSL_PREPROCESSING, BackboneEncoder, Encoder
-from webssl_fast.models.hf_encoders import HuggingFaceEncoder, encoder_of_tensors, load_hugging_face
-from webssl_fast.models.mae_layout import is_web_mae, mae_to_hugging_face
+from webssl_fast.models.encoders import BackboneEncoder, Encoder
+from webssl_fast.models.hf_encoders import HuggingFaceEncoder, load_hugging_face
+from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.models.weight_files import read_pth
 from webssl_fast.recipes.setup import describe_method
 
@@ -52,7 +52,7 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
     encoder: BackboneEncoder | HuggingFaceEncoder
     kind, path = _kind(source)
     if kind == "authors":
-        encoder = _authors_encoder(path)
+        encoder = BackboneEncoder.from_weights(from_authors({str(path): read_pth(path)}))
     elif kind in ("hugging_face", "hub"):
         encoder = load_hugging_face(path if kind == "hugging_face" else source)
     else:
@@ -77,7 +77,7 @@ def untrained_twin(encoder: Encoder, seed: int) -> BackboneEncoder:
 
 
 def read_weights(sources: Sequence[str | Path]) -> Weights:
-    """The weights of one Web-DINO network, with its heads where the sources have them.
+    """The weights of one Web-DINO or Web-MAE network, with its heads where the sources have them.
 
     sources  one as the module says (an own run: its teacher), or the authors' files of a backbone and of its heads
 
@@ -113,13 +113,6 @@ def _kind(source: str | Path) -> tuple[str, Path]:
     raise UserError(f"there is no {source}; {EXPECTED}")
 
 
-def _authors_encoder(path: Path) -> BackboneEncoder | HuggingFaceEncoder:
-    content = read_pth(path)
-    if is_web_mae(content):
-        return encoder_of_tensors(*mae_to_hugging_face(content, str(path)), str(path), WEB_SSL_PREPROCESSING)
-    return BackboneEncoder.from_weights(from_authors({str(path): content}))
-
-
 # ---------------------------------------------------------------- own runs
 
 
@@ -148,26 +141,36 @@ def _find(source: Path) -> Path:
 def _own_encoder(source: Path, device: torch.device) -> BackboneEncoder:
     checkpoint, _, method = _open_run(source)
     encoder = method.encoder()
-    assert isinstance(method, nn.Module) and isinstance(encoder, BackboneEncoder)
-    prefix = next(name for name, module in method.named_modules() if module is encoder.backbone)
+    assert isinstance(encoder, BackboneEncoder)
     encoder.to_empty(device=device)
-    load_weights(checkpoint, encoder.backbone, _HERE, prefix=f"{METHOD_PREFIX}{prefix}.")
+    prefix = f"{judged_prefix(method)}backbone."
+    load_weights(checkpoint, encoder.backbone, _HERE, prefix=prefix)
     encoder.name = f"{checkpoint.parent.parent.resolve().name}/{checkpoint.name}"
     return encoder.float()
 
 
 def _own_weights(source: Path) -> Weights:
     checkpoint, config, method = _open_run(source)
-    teacher = getattr(method, "teacher", None)
-    if config.method.name != "dinov2" or teacher is None:
-        raise UserError(f"{source} was trained by {config.method.name}; only Web-DINO networks have a published form")
+    assert isinstance(method, nn.Module)
+    prefix = judged_prefix(method)
+    networks = method.get_submodule(prefix.removeprefix(METHOD_PREFIX).removesuffix("."))
+    backbone = networks.get_submodule("backbone")
+    assert isinstance(backbone, VisionTransformer)
     if not read_state(checkpoint).get("converted", {"heads": True})["heads"]:
-        teacher = nn.ModuleDict({"backbone": teacher.backbone})
-    teacher.to_empty(device="cpu")
-    load_weights(checkpoint, teacher, _HERE, prefix=f"{METHOD_PREFIX}teacher.")
-    heads = {name: tensor for name, tensor in teacher.state_dict().items() if name.startswith(HEADS)}
+        networks = nn.ModuleDict({"backbone": backbone})
+    networks.to_empty(device="cpu")
+    load_weights(checkpoint, networks, _HERE, prefix=prefix)
+    heads = {name: tensor for name, tensor in networks.state_dict().items() if name.startswith(HEADS)}
     model = config.model
-    return Weights(str(source), model.preset, model.image_size_px, teacher.backbone.unpadded_state_dict(), heads)
+    return Weights(str(source), model.preset, model.image_size_px, backbone.unpadded_state_dict(), heads)
+
+
+def judged_prefix(method: Method) -> str:
+    """What stands before `backbone.` in a checkpoint's names of the network that the method judges."""
+    encoder = method.encoder()
+    assert isinstance(method, nn.Module) and isinstance(encoder, BackboneEncoder)
+    name = next(name for name, module in method.named_modules() if module is encoder.backbone)
+    return METHOD_PREFIX + name.removesuffix("backbone")
 
 
 def is_own_training(source: str | Path) -> bool:
