@@ -148,7 +148,9 @@ def test_train_evaluate_report(labelled_images: Path, tmp_path: Path, method: st
     webssl("eval", f"configs/smoke/{method}.yaml", *overrides)
     assert json.loads((run / "eval/knn.json").read_text())["encoder"]["name"] == "run/step_00000004"
     webssl("report", str(run))
-    assert "<html" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "<html" in page and "What the patches see" in page
+    assert ("What is filled in" in page) == (method == "mae")
 
 
 def test_info_names_every_kernel():

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from webssl_fast.config.load import load_config
 from webssl_fast.config.resolve import resolve
@@ -13,10 +14,13 @@ from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import EvalLoader
 from webssl_fast.errors import UserError
-from webssl_fast.recipes.encoder_source import load_encoder, untrained_twin
+from webssl_fast.methods.base import Reconstructs
+from webssl_fast.recipes.encoder_source import load_encoder, load_method, untrained_twin
 from webssl_fast.recipes.setup import describe_method, num_parameters
+from webssl_fast.records import Preprocessing
 from webssl_fast.report.features import FeaturePicture, feature_pictures
 from webssl_fast.report.page import write_report
+from webssl_fast.report.reconstructions import ReconstructionPicture, reconstruction_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -29,26 +33,46 @@ def report(run_dir: Path, output: Path | None = None, images: Path | None = None
     run has no checkpoint yet or its images are not at hand."""
     config_path = run_dir / "config.yaml"
     pictures: list[FeaturePicture] = []
+    reconstructions: list[ReconstructionPicture] = []
     encoder_parameters = None
     if config_path.is_file():
         on_cpu = ["data.decode.device=cpu"]  # the report is made on any machine
         config = resolve(load_config(config_path, on_cpu), world_size=1, device="cpu")
-        encoder_parameters = num_parameters(describe_method(config).encoder())
+        method = describe_method(config)
+        encoder_parameters = num_parameters(method.encoder())
         try:
             pictures = _pictures(config, run_dir, images)
+            if isinstance(method, Reconstructs):
+                reconstructions = _reconstructions(config, run_dir, images)
         except (UserError, OSError, ValueError) as reason:
-            logger.warning("no pictures of features in this report: %s", reason)
-    path = write_report(run_dir, output, pictures, encoder_parameters)
+            logger.warning("no pictures of features or predictions in this report: %s", reason)
+    path = write_report(run_dir, output, pictures, encoder_parameters, reconstructions)
     print(f"wrote {path}")
     return path
 
 
 def _pictures(config: RunConfig, run_dir: Path, images: Path | None) -> list[FeaturePicture]:
-    index = Index.open(str(images) if images else config.eval.knn.test_source or config.data.source)
     trained = load_encoder(run_dir)
     untrained = untrained_twin(trained, config.seed)
-    spread = torch.linspace(0, len(index) - 1, min(NUM_PICTURES, len(index))).long().tolist()
     preprocessing = trained.preprocessing.at(PICTURE_PATCHES * trained.patch_size)
+    names, images_B3SS = _sample(config, images, preprocessing)
+    return feature_pictures(names, images_B3SS, trained, untrained, mean=preprocessing.mean, std=preprocessing.std)
+
+
+def _reconstructions(config: RunConfig, run_dir: Path, images: Path | None) -> list[ReconstructionPicture]:
+    method = load_method(run_dir)
+    assert isinstance(method, Reconstructs)
+    preprocessing = method.encoder().preprocessing
+    names, images_B3SS = _sample(config, images, preprocessing)
+    return reconstruction_pictures(
+        names, images_B3SS, *method.reconstruct(images_B3SS), mean=preprocessing.mean, std=preprocessing.std
+    )
+
+
+def _sample(config: RunConfig, images: Path | None, preprocessing: Preprocessing) -> tuple[list[str], Tensor]:
+    """Names and pixels of a few images, spread over the data set."""
+    index = Index.open(str(images) if images else config.eval.knn.test_source or config.data.source)
+    spread = torch.linspace(0, len(index) - 1, min(NUM_PICTURES, len(index))).long().tolist()
     loader = EvalLoader(
         index,
         config.data,
@@ -58,11 +82,4 @@ def _pictures(config: RunConfig, run_dir: Path, images: Path | None) -> list[Fea
         num_threads=torch.get_num_threads(),
     )
     batch = next(iter(loader))
-    return feature_pictures(
-        [index.name(int(sample_id)) for sample_id in batch.sample_ids],
-        batch.images,
-        trained,
-        untrained,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-    )
+    return [index.name(int(sample_id)) for sample_id in batch.sample_ids], batch.images

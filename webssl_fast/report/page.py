@@ -18,6 +18,7 @@ from PIL import Image
 
 from webssl_fast.report import curves, scales, sections
 from webssl_fast.report.features import FeaturePicture
+from webssl_fast.report.reconstructions import ReconstructionPicture
 from webssl_fast.report.run_files import Run, read_run
 
 METHOD_NAMES = {"dinov2": "DINOv2", "mae": "MAE", "clip": "CLIP"}
@@ -33,6 +34,7 @@ def write_report(
     output: Path | str | None = None,
     pictures: Sequence[FeaturePicture] = (),
     num_parameters: int | None = None,
+    reconstructions: Sequence[ReconstructionPicture] = (),
 ) -> Path:
     """Writes the report of a run, finished or not, and returns where it is.
 
@@ -40,17 +42,23 @@ def write_report(
     output          the page's path; default `run_dir`/report.html
     pictures        patch features of sample photographs, from `features.feature_pictures`
     num_parameters  of the encoder, for the summary
+    reconstructions of a method that predicts pixels, from `reconstructions.reconstruction_pictures`
 
     Raises UserError for a directory that is no run.
     """
     run = read_run(run_dir)
     path = Path(output) if output is not None else run.directory / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(run, pictures, num_parameters), encoding="utf-8")
+    path.write_text(render(run, pictures, num_parameters, reconstructions), encoding="utf-8")
     return path
 
 
-def render(run: Run, pictures: Sequence[FeaturePicture] = (), num_parameters: int | None = None) -> str:
+def render(
+    run: Run,
+    pictures: Sequence[FeaturePicture] = (),
+    num_parameters: int | None = None,
+    reconstructions: Sequence[ReconstructionPicture] = (),
+) -> str:
     """The page's HTML. Everything that came from files is escaped by the template engine."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("webssl_fast.report", "template"),
@@ -74,6 +82,7 @@ def render(run: Run, pictures: Sequence[FeaturePicture] = (), num_parameters: in
         evaluations=sections.evaluation_charts(run),
         rows=rows,
         pictures=pictures,
+        reconstructions=reconstructions,
         sections=sections.metric_sections(run),
         health=_health(run),
         num_listed=MAX_TABLE_ROWS,
