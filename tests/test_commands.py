@@ -150,6 +150,8 @@ def test_train_evaluate_report(labelled_images: Path, tmp_path: Path, method: st
     webssl("report", str(run))
     page = (run / "report.html").read_text()
     assert "<html" in page and "run/eval/knn.json" in page and "is left out" not in page
+    assert "<html" in page and "What the patches see" in page
+    assert ("What is filled in" in page) == (method == "mae")
 
 
 def test_info_names_every_kernel():

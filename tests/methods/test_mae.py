@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.methods.tiny import noise_batch, tiny_mae
-from webssl_fast.methods.base import Method
+from webssl_fast.methods.base import Method, Reconstructs
 from webssl_fast.methods.parameter_groups import vit_parameter_groups
 from webssl_fast.records import Batch
 
@@ -204,3 +204,21 @@ def test_a_run_that_starts_on_meta_ends_equal():
 def test_rejects_what_it_cannot_do(overrides, expected):
     with pytest.raises(ValueError, match=expected):
         tiny_mae(init=False, **overrides)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_reconstructions_keep_what_is_seen_and_are_as_near_as_the_loss_says(normalize):
+    method = tiny_mae(normalize_pixels=normalize)
+    assert isinstance(method, Reconstructs)
+    batch = noise_batch(method)
+    images = batch.crops[0][0]
+    seen, reconstruction = method.reconstruct(images)
+    hidden = seen == 0
+    assert hidden.float().mean() == 0.75
+    assert torch.equal(seen[~hidden], images[~hidden]) and torch.equal(reconstruction[~hidden], images[~hidden])
+    error = torch.where(hidden, reconstruction - images, 0.0).unfold(2, 14, 14).unfold(3, 14, 14)
+    if normalize:
+        variance = images.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 1, 4, 5).flatten(3).var(-1)
+        error = error / (variance[:, None, :, :, None, None] + 1e-6).sqrt()
+    loss = method.training_step(batch, 0)[0]
+    assert error.square().sum() / hidden.sum() == pytest.approx(loss.item(), rel=1e-5)

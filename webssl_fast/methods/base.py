@@ -89,6 +89,16 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class Reconstructs(Protocol):
+    """A method that predicts pixels, which the report shows."""
+
+    def reconstruct(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees of normalised square images of its crops' size, the rest 0; and the same with what it
+        predicts in the place of the rest."""
+        ...
+
+
+@runtime_checkable
 class ContinuesFromWeights(Protocol):
     """A method that can go on from a published network (`method.init_from`)."""
 

@@ -30,10 +30,13 @@ def koleo(x_CGD: Tensor, eps: float = 1e-8) -> Tensor:
         return -torch.log(distance_CG + eps).mean()
 
 
-def masked_pixel_loss(prediction_RP: Tensor, pixels_RP: Tensor, *, normalize: bool, eps: float = 1e-6) -> Tensor:
+PIXEL_EPS = 1e-6  # added to the variance of a patch's pixels
+
+
+def masked_pixel_loss(prediction_RP: Tensor, pixels_RP: Tensor, *, normalize: bool) -> Tensor:
     """MAE's loss (He et al., arXiv 2111.06377, section 3): the mean squared error of the masked patches' pixels.
 
-    normalize  each patch's pixels are compared after (x - mean) / sqrt(variance + eps), the variance being unbiased
+    normalize  each patch's pixels are compared after (x - mean) / sqrt(variance + 1e-6), the variance being unbiased
 
     Computed in fp32 whatever the inputs and autocast say.
     """
@@ -41,5 +44,5 @@ def masked_pixel_loss(prediction_RP: Tensor, pixels_RP: Tensor, *, normalize: bo
         target_RP = pixels_RP.float()
         if normalize:
             variance_R1, mean_R1 = torch.var_mean(target_RP, dim=-1, keepdim=True)
-            target_RP = (target_RP - mean_R1) * torch.rsqrt(variance_R1 + eps)
+            target_RP = (target_RP - mean_R1) * torch.rsqrt(variance_R1 + PIXEL_EPS)
         return F.mse_loss(prediction_RP.float(), target_RP)

@@ -18,9 +18,9 @@ from webssl_fast import draws
 from webssl_fast.config.schema import MaeConfig, ModelConfig, OptimConfig
 from webssl_fast.errors import ConfigError
 from webssl_fast.methods.base import ParameterGroup
-from webssl_fast.methods.losses import masked_pixel_loss
+from webssl_fast.methods.losses import PIXEL_EPS, masked_pixel_loss
 from webssl_fast.methods.parameter_groups import vit_parameter_groups
-from webssl_fast.models.embed import patchify, take_patches
+from webssl_fast.models.embed import patchify, take_patches, unpatchify
 from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.mae_decoder import MaeDecoder
 from webssl_fast.models.vit import VisionTransformer
@@ -98,12 +98,19 @@ class Mae(nn.Module):
 
     def prepare(self, batch: Batch) -> None:
         """Which patches each image keeps, drawn from (seed, position)."""
-        visible_BN = np.zeros((batch.num_images, self.num_patches), dtype=bool)
-        for row_N, position in zip(visible_BN, batch.positions, strict=True):
+        batch.host["visible_BV"], batch.host["masked_BM"] = self._draw_masks(batch.positions)
+
+    def _draw_masks(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Visible [B, V] and masked [B, M] patches of the images at these positions, in ascending order."""
+        visible_BN = np.zeros((len(positions), self.num_patches), dtype=bool)
+        for row_N, position in zip(visible_BN, positions, strict=True):
             rng = draws.generator(self.seed, "mask", int(position))
             row_N[rng.permutation(self.num_patches)[: self.num_visible]] = True
-        for name, chosen_BN in (("visible_BV", visible_BN), ("masked_BM", ~visible_BN)):
-            batch.host[name] = torch.from_numpy(np.nonzero(chosen_BN)[1].reshape(batch.num_images, -1))
+        visible, masked = (
+            torch.from_numpy(np.nonzero(chosen_BN)[1].reshape(len(positions), -1))
+            for chosen_BN in (visible_BN, ~visible_BN)
+        )
+        return visible, masked
 
     # ------------------------------------------------------------ objective
 
@@ -116,6 +123,21 @@ class Mae(nn.Module):
     def predict_masked(self, images_B3HW: Tensor, visible_BV: Tensor, masked_BM: Tensor) -> Tensor:
         """Pixels [B*M, P] of the masked patches, image by image, as the loss compares them."""
         return self.decoder(self._encode(images_B3HW, visible_BV), visible_BV, masked_BM)
+
+    @torch.no_grad()
+    def reconstruct(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Reconstructs` says, under the masks of the first positions. Where the loss compares normalised pixels,
+        predictions are given the true mean and variance of each patch, without which they have no brightness."""
+        p, device = self.backbone.patch_size, images_B3HW.device
+        visible_BV, masked_BM = (t.to(device) for t in self._draw_masks(np.arange(len(images_B3HW))))
+        patches_BNP = patchify(images_B3HW, p)
+        index_BMP = masked_BM[..., None].expand(-1, -1, patches_BNP.shape[-1])
+        predicted_BMP = self.predict_masked(images_B3HW, visible_BV, masked_BM).float().view(index_BMP.shape)
+        if self.config.normalize_pixels:
+            variance, mean = torch.var_mean(patches_BNP.gather(1, index_BMP), dim=-1, keepdim=True)
+            predicted_BMP = predicted_BMP * (variance + PIXEL_EPS).sqrt() + mean
+        seen_BNP = patches_BNP.scatter(1, index_BMP, 0.0)
+        return unpatchify(seen_BNP, p), unpatchify(patches_BNP.scatter(1, index_BMP, predicted_BMP), p)
 
     def _encode(self, images_B3HW: Tensor, visible_BV: Tensor) -> Features:
         return self.backbone([images_B3HW], visible=[visible_BV])[0]

@@ -54,6 +54,14 @@ def patchify(crops_B3HW: Tensor, patch_size: int) -> Tensor:
     return crops_B3HW.view(B, C, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * p * p)
 
 
+def unpatchify(patches_BNC: Tensor, patch_size: int) -> Tensor:
+    """The inverse of `patchify` for a square image: [B, N, C] -> [B, 3, H, H]."""
+    B, N, p = patches_BNC.shape[0], patches_BNC.shape[1], patch_size
+    side = round(N**0.5)
+    patches = patches_BNC.view(B, side, side, 3, p, p)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(B, 3, side * p, side * p)
+
+
 def take_patches(x_BND: Tensor, index_BV: Tensor) -> Tensor:
     """[B, N, D], int64 [B, V] -> [B, V, D]: of each image the rows that its indices name."""
     B, N, D = x_BND.shape

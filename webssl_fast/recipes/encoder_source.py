@@ -149,6 +149,15 @@ def _own_encoder(source: Path, device: torch.device) -> BackboneEncoder:
     return encoder.float()
 
 
+def load_method(source: str | Path) -> Method:
+    """The method of an own run with all its weights, on the CPU, in eval mode. Raises UserError as `load_encoder`."""
+    checkpoint, _, method = _open_run(Path(source))
+    assert isinstance(method, nn.Module)
+    method.to_empty(device="cpu")
+    load_weights(checkpoint, method, _HERE)
+    return method.float().eval().requires_grad_(False)
+
+
 def _own_weights(source: Path) -> Weights:
     checkpoint, config, method = _open_run(source)
     assert isinstance(method, nn.Module)

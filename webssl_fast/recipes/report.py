@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from webssl_fast.config.load import load_config
 from webssl_fast.config.resolve import resolve
@@ -14,10 +15,13 @@ from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import EvalLoader
 from webssl_fast.errors import UserError
-from webssl_fast.recipes.encoder_source import load_encoder, untrained_twin
+from webssl_fast.methods.base import Reconstructs
+from webssl_fast.recipes.encoder_source import load_encoder, load_method, untrained_twin
 from webssl_fast.recipes.setup import describe_method, num_parameters
+from webssl_fast.records import Preprocessing
 from webssl_fast.report.features import FeaturePicture, feature_pictures
 from webssl_fast.report.page import shown_directory, write_report
+from webssl_fast.report.reconstructions import ReconstructionPicture, reconstruction_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +34,13 @@ def report(run_dirs: Sequence[Path], output: Path | None = None, images: Path | 
     loudly, where no run has a checkpoint yet or its images are not at hand."""
     configs = {run_dir: _config(run_dir) for run_dir in run_dirs if (run_dir / "config.yaml").is_file()}
     shown = configs.get(shown_directory(run_dirs))
-    encoder_parameters = num_parameters(describe_method(shown).encoder()) if shown is not None else None
+    pictures, reconstructions = _first_pictures(configs, images)
     path = write_report(
-        *run_dirs, output=output, pictures=_first_pictures(configs, images), num_parameters=encoder_parameters
+        *run_dirs,
+        output=output,
+        pictures=pictures,
+        num_parameters=num_parameters(describe_method(shown).encoder()) if shown is not None else None,
+        reconstructions=reconstructions,
     )
     print(f"wrote {path}")
     return path
@@ -43,21 +51,42 @@ def _config(run_dir: Path) -> RunConfig:
     return resolve(load_config(run_dir / "config.yaml", on_cpu), world_size=1, device="cpu")
 
 
-def _first_pictures(configs: Mapping[Path, RunConfig], images: Path | None) -> list[FeaturePicture]:
+def _first_pictures(
+    configs: Mapping[Path, RunConfig], images: Path | None
+) -> tuple[list[FeaturePicture], list[ReconstructionPicture]]:
+    """Of the first run that has a checkpoint and images; reconstructions where its method makes them."""
     for run_dir, config in configs.items():
         try:
-            return _pictures(config, run_dir, images)
+            pictures = _pictures(config, run_dir, images)
+            reconstructs = isinstance(describe_method(config), Reconstructs)
+            return pictures, _reconstructions(config, run_dir, images) if reconstructs else []
         except (UserError, OSError, ValueError) as reason:
-            logger.warning("no pictures of features of %s in this report: %s", run_dir, reason)
-    return []
+            logger.warning("no pictures of features or predictions of %s in this report: %s", run_dir, reason)
+    return [], []
 
 
 def _pictures(config: RunConfig, run_dir: Path, images: Path | None) -> list[FeaturePicture]:
-    index = Index.open(str(images) if images else config.eval.knn.test_source or config.data.source)
     trained = load_encoder(run_dir)
     untrained = untrained_twin(trained, config.seed)
-    spread = torch.linspace(0, len(index) - 1, min(NUM_PICTURES, len(index))).long().tolist()
     preprocessing = trained.preprocessing.at(PICTURE_PATCHES * trained.patch_size)
+    names, images_B3SS = _sample(config, images, preprocessing)
+    return feature_pictures(names, images_B3SS, trained, untrained, mean=preprocessing.mean, std=preprocessing.std)
+
+
+def _reconstructions(config: RunConfig, run_dir: Path, images: Path | None) -> list[ReconstructionPicture]:
+    method = load_method(run_dir)
+    assert isinstance(method, Reconstructs)
+    preprocessing = method.encoder().preprocessing
+    names, images_B3SS = _sample(config, images, preprocessing)
+    return reconstruction_pictures(
+        names, images_B3SS, *method.reconstruct(images_B3SS), mean=preprocessing.mean, std=preprocessing.std
+    )
+
+
+def _sample(config: RunConfig, images: Path | None, preprocessing: Preprocessing) -> tuple[list[str], Tensor]:
+    """Names and pixels of a few images, spread over the data set."""
+    index = Index.open(str(images) if images else config.eval.knn.test_source or config.data.source)
+    spread = torch.linspace(0, len(index) - 1, min(NUM_PICTURES, len(index))).long().tolist()
     loader = EvalLoader(
         index,
         config.data,
@@ -67,11 +96,4 @@ def _pictures(config: RunConfig, run_dir: Path, images: Path | None) -> list[Fea
         num_threads=torch.get_num_threads(),
     )
     batch = next(iter(loader))
-    return feature_pictures(
-        [index.name(int(sample_id)) for sample_id in batch.sample_ids],
-        batch.images,
-        trained,
-        untrained,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-    )
+    return [index.name(int(sample_id)) for sample_id in batch.sample_ids], batch.images

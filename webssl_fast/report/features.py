@@ -45,11 +45,17 @@ def feature_pictures(
 
     `mean` and `std` are those by which `images_B3SS` were normalised; they bring the photographs back.
     """
-    channels = [torch.tensor(values, device=images_B3SS.device)[:, None, None] for values in (std, mean)]
-    photographs = [_to_uint8(image) for image in images_B3SS.float() * channels[0] + channels[1]]
     after = pca_pictures(trained, images_B3SS, foreground=foreground)
     before = pca_pictures(untrained, images_B3SS, foreground=foreground) if untrained else [None] * len(after)
-    return [FeaturePicture(*four) for four in zip(names, photographs, after, before, strict=True)]
+    return [
+        FeaturePicture(*four) for four in zip(names, photographs(images_B3SS, mean, std), after, before, strict=True)
+    ]
+
+
+def photographs(images_B3SS: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[np.ndarray]:
+    """Normalised images as they were: uint8 [S, S, 3] each."""
+    channels = [torch.tensor(values, device=images_B3SS.device)[:, None, None] for values in (std, mean)]
+    return [_to_uint8(image) for image in images_B3SS.float() * channels[0] + channels[1]]
 
 
 @torch.no_grad()

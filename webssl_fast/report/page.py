@@ -20,6 +20,7 @@ from PIL import Image
 from webssl_fast.report import curves, measures, published, scales, sections
 from webssl_fast.report.dense_pictures import DensePicture, load_pictures
 from webssl_fast.report.features import FeaturePicture
+from webssl_fast.report.reconstructions import ReconstructionPicture
 from webssl_fast.report.result_files import Result, read_results
 from webssl_fast.report.run_files import Run, read_run
 from webssl_fast.report.tables import make_tables, tables_csv
@@ -38,6 +39,7 @@ def write_report(
     output: Path | str | None = None,
     pictures: Sequence[FeaturePicture] = (),
     num_parameters: int | None = None,
+    reconstructions: Sequence[ReconstructionPicture] = (),
 ) -> Path:
     """Writes the report of runs, finished or not, and returns where it is; with results of `webssl eval`, also their
     tables as `<page's name>_tables.csv` beside it.
@@ -48,6 +50,7 @@ def write_report(
     output          the page's path; default the first directory's report.html
     pictures        patch features of sample photographs, from `features.feature_pictures`
     num_parameters  of the encoder of `shown_directory`, for the summary
+    reconstructions of a method that predicts pixels, from `reconstructions.reconstruction_pictures`
 
     Raises UserError for a directory that is no run.
     """
@@ -57,7 +60,7 @@ def write_report(
     results = [result for directory in runs for result in read_results(directory, run.notes)]
     dense = {name: _first_pictures(list(runs), name, run.notes) for name in DENSE}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(run, pictures, num_parameters, results, dense), encoding="utf-8")
+    path.write_text(render(run, pictures, num_parameters, results, dense, reconstructions), encoding="utf-8")
     if results:
         tables = tables_csv(make_tables(results))
         path.with_name(f"{path.stem}_tables.csv").write_text(tables, encoding="utf-8")
@@ -76,6 +79,7 @@ def render(
     num_parameters: int | None = None,
     results: Sequence[Result] = (),
     dense: Mapping[str, Sequence[DensePicture]] = MappingProxyType({}),
+    reconstructions: Sequence[ReconstructionPicture] = (),
 ) -> str:
     """The page's HTML. Everything that came from files is escaped by the template engine."""
     environment = jinja2.Environment(
@@ -104,6 +108,7 @@ def render(
         published=published,
         dense=dense,
         pictures=pictures,
+        reconstructions=reconstructions,
         sections=sections.metric_sections(run),
         health=_health(run),
         num_listed=MAX_TABLE_ROWS,
