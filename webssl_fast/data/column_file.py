@@ -82,16 +82,34 @@ def write_columns(
     os.replace(unfinished, path)
 
 
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The header of any file of columns. Raises UserError for another file or version, or one cut short; OSError."""
+    return _read_header(path)[0]
+
+
 def map_columns(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and read-only columns of a file whose header has this `kind`.
 
-    Raises UserError for a file of another kind, another version, or cut short; OSError.
+    Raises UserError for a file of another kind or version, or one cut short; OSError.
     """
+    header, first = _read_header(path)
+    if header["kind"] != kind:
+        raise UserError(f"{str(path)!r} is a {header['kind']} of webssl, not a {kind}")
+    raw = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    columns = {}
+    for name, (dtype, length, offset) in header["columns"].items():
+        begin = first + offset
+        columns[name] = raw[begin : begin + np.dtype(dtype).itemsize * length].view(dtype)
+    return header, columns
+
+
+def _read_header(path: str | Path) -> tuple[dict[str, Any], int]:
+    """The header, and where the columns begin."""
     size = os.stat(path).st_size
     with open(path, "rb") as file:
         prefix = file.read(_PREFIX.size)
         if len(prefix) < _PREFIX.size or prefix[: len(MAGIC)] != MAGIC:
-            raise UserError(f"{str(path)!r} is no {kind} of webssl: it starts with {prefix[:8]!r}")
+            raise UserError(f"{str(path)!r} is no index or subset of webssl: it starts with {prefix[:8]!r}")
         _, version, header_length = _PREFIX.unpack(prefix)
         if version != VERSION:
             raise UserError(f"{str(path)!r} has version {version} of its format, this is {VERSION}: make it again")
@@ -101,17 +119,10 @@ def map_columns(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, 
         header = json.loads(text)
         expected = first + header["columns_size"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(path)!r} is damaged: its header cannot be read. Make it again.") from error
-    if header["kind"] != kind:
-        raise UserError(f"{str(path)!r} is a {header['kind']} of webssl, not a {kind}")
+        raise UserError(f"{str(path)!r} is truncated or damaged: its header cannot be read. Make it again.") from error
     if size != expected:
         raise UserError(f"{str(path)!r} is truncated or damaged: {size} bytes instead of {expected}. Make it again.")
-    raw = np.memmap(path, np.uint8, "r").view(np.ndarray)
-    columns = {}
-    for name, (dtype, length, offset) in header["columns"].items():
-        begin = first + offset
-        columns[name] = raw[begin : begin + np.dtype(dtype).itemsize * length].view(dtype)
-    return header, columns
+    return header, first
 
 
 def _aligned(offset: int) -> int:

@@ -93,7 +93,9 @@ def source_files(source: str) -> tuple[Kind, list[str]]:
     if path.endswith(".tar"):
         return "tar", files
     if is_remote(path):
-        raise UserError(f"data source {source!r}: Parquet files are read from local disks only; shards may lie anywhere")
+        raise UserError(
+            f"data source {source!r}: Parquet files are read from local disks only; shards may lie anywhere"
+        )
     return "parquet", files
 
 
@@ -248,7 +250,9 @@ def _from_tars(source: str, files: list[str]) -> Index:
     storage = Storage()
     shards = [_scanned(path, storage) for path in files]
     if num_without_image := sum(shard.num_without_image for shard in shards):
-        logger.warning("%d samples of %s (%d shards) hold no image and are left out", num_without_image, source, len(files))
+        logger.warning(
+            "%d samples of %s (%d shards) hold no image and are left out", num_without_image, source, len(files)
+        )
     starts = np.concatenate([[0], np.cumsum([len(shard.blocks) for shard in shards])])
     if not starts[-1]:
         raise UserError(no_images_in(files))
@@ -286,7 +290,9 @@ def _scanned(path: str, storage: Storage) -> ShardScan:
 
 
 def no_images_in(files: Sequence[str]) -> str:
-    return f"no images in {len(files)} shards (the first is {files[0]!r}): looked for members that end in an image's name"
+    return (
+        f"no images in {len(files)} shards (the first is {files[0]!r}): looked for members that end in an image's name"
+    )
 
 
 def numbered_classes(highest_label: int) -> list[str]:
@@ -320,7 +326,10 @@ def _from_saved(path: str) -> Index:
         np.broadcast_to(np.int32(-1), header["num_samples"]) if labels is None else labels,
         header["class_names"],
         columns.get("file_starts"),
-        *(columns.get(name) for name in ("blocks", "sizes", "leads", "end_blocks")),
+        blocks=columns.get("blocks"),
+        sizes=columns.get("sizes"),
+        leads=columns.get("leads"),
+        end_blocks=columns.get("end_blocks"),
         image_column=header["image_column"],
         text_column=header["text_column"],
         identity=header["identity"],

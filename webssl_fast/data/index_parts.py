@@ -46,9 +46,16 @@ class Part:
     @classmethod
     def open(cls, path: Path) -> Part:
         header, _ = map_columns(path, "part of an index")
-        problems = [Problem(*problem) for problem in header["problems"]]
-        counts = (header[name] for name in ("num_samples", "num_without_image", "end_block", "highest_label"))
-        return cls(path, *counts, problems, header["digest"], header["schema"])
+        return cls(
+            path,
+            num_samples=header["num_samples"],
+            num_without_image=header["num_without_image"],
+            end_block=header["end_block"],
+            highest_label=header["highest_label"],
+            problems=[Problem(*problem) for problem in header["problems"]],
+            digest=header["digest"],
+            schema=header["schema"],
+        )
 
     def column(self, name: str) -> np.ndarray:
         return map_columns(self.path, "part of an index")[1][name]

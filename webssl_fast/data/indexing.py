@@ -123,7 +123,9 @@ def _report_of_finished(output: Path, source: str, listing: str, duplicates_path
             "to write it anew, or give another -o"
         )
     if duplicates_path is not None and not duplicates_path.exists():
-        raise UserError(f"{str(output)!r} is complete, and was made without --find-duplicates: remove it to index again")
+        raise UserError(
+            f"{str(output)!r} is complete, and was made without --find-duplicates: remove it to index again"
+        )
     num_duplicates = len(duplicates_path.read_bytes().splitlines()) if duplicates_path else 0
     index = Index.open(str(output))
     return IndexReport(output, len(index), len(index.files), index.problems, 0, duplicates_path, num_duplicates)

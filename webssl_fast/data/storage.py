@@ -67,7 +67,7 @@ class Storage:
         self.num_retries = 0  # remote reads that were tried again
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset` on. Raises OSError: missing, no permission, ends early, out of attempts."""
+        """Exactly `size` bytes from `offset` on. Raises OSError: missing, no permission, ends early, given up."""
         data = self._read_remote(path, offset, size) if is_remote(path) else self._local(path).read(size, offset)
         if len(data) != size:
             raise OSError(f"{path!r} ends early: {len(data)} of {size} bytes at {offset}")

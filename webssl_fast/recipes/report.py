@@ -12,6 +12,7 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import EvalLoader
+from webssl_fast.data.training_data import sources_of
 from webssl_fast.errors import UserError
 from webssl_fast.recipes.encoder_source import load_encoder, untrained_twin
 from webssl_fast.recipes.setup import describe_method, num_parameters
@@ -44,7 +45,7 @@ def report(run_dir: Path, output: Path | None = None, images: Path | None = None
 
 
 def _pictures(config: RunConfig, run_dir: Path, images: Path | None) -> list[FeaturePicture]:
-    index = Index.open(str(images) if images else config.eval.knn.test_source or config.data.source)
+    index = Index.open(str(images) if images else config.eval.knn.test_source or sources_of(config.data)[0].source)
     trained = load_encoder(run_dir)
     untrained = untrained_twin(trained, config.seed)
     spread = torch.linspace(0, len(index) - 1, min(NUM_PICTURES, len(index))).long().tolist()
