@@ -199,8 +199,8 @@ def _data_commands(data: argparse.ArgumentParser) -> None:
         commands,
         "index",
         "write an index, which opens at once whatever its size",
-        """Reads the headers of SOURCE once and writes INDEX, for data.source and the sources of evaluations. SOURCE is a
-folder, shards or Parquet files as data.source has them; shards may lie on an object store.
+        """Reads the headers of SOURCE once and writes INDEX, for data.source and the sources of evaluations. SOURCE is
+a folder, shards or Parquet files as data.source has them; shards may lie on an object store.
 
 Start the same command again after a kill: what is done is kept in INDEX.parts, and the result is the same, byte for
 byte. Damaged shards give the samples before the damage; `webssl data inspect` lists them.""",

@@ -7,6 +7,7 @@ each from a multiple of 64 bytes on. The header ends in the file's size, so that
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -87,15 +88,21 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return _read_header(path)[0]
 
 
-def map_columns(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and read-only columns of a file whose header has this `kind`.
+def map_columns(
+    path: str | Path, kind: str, *, at_random: bool = False
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and read-only columns of a file whose header has this `kind`. at_random: of which few values are read.
 
     Raises UserError for a file of another kind or version, or one cut short; OSError.
     """
     header, first = _read_header(path)
     if header["kind"] != kind:
         raise UserError(f"{str(path)!r} is a {header['kind']} of webssl, not a {kind}")
-    raw = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if at_random and hasattr(mmap, "MADV_RANDOM"):  # else each look-up reads the neighbourhood too, and keeps it
+        mapped.madvise(mmap.MADV_RANDOM)
+    raw = np.frombuffer(mapped, np.uint8)
     columns = {}
     for name, (dtype, length, offset) in header["columns"].items():
         begin = first + offset

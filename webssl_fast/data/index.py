@@ -315,7 +315,7 @@ def _from_parquet(source: str, scan: ParquetScan) -> Index:
 
 
 def _from_saved(path: str) -> Index:
-    header, columns = map_columns(path, "index")
+    header, columns = map_columns(path, "index", at_random=True)
     labels = columns.get("labels")
     problems = [Problem(*json.loads(line)) for line in columns["problems"].tobytes().splitlines()]
     return Index(
