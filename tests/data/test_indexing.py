@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.simulated_index import write_simulated_index
 from tests.data.image_files import write_folder, write_tar
 from webssl_fast.data import index_parts
-from webssl_fast.data.column_file import VERSION, layout, map_columns
+from webssl_fast.data.column_file import VERSION, map_columns
 from webssl_fast.data.index import Index
 from webssl_fast.data.indexing import build_index
 from webssl_fast.data.order import sample_ids
@@ -276,30 +277,6 @@ def test_truncated_and_foreign_files_are_refused(tmp_path):
         Index.open(str(bad))
     with pytest.raises(UserError, match="not a subset"):
         map_columns(tmp_path / "i", "subset")
-
-
-def write_simulated_index(path: Path, num_samples: int, num_shards: int) -> None:
-    """An index over shards that do not exist: the columns of samples are holes of a sparse file."""
-    starts = np.linspace(0, num_samples, num_shards + 1).astype(np.int64)
-    names = [f"s3://bucket/{i:06d}.tar".encode() for i in range(num_shards)]
-    real = {
-        "files": np.frombuffer(b"".join(names), np.uint8),
-        "file_name_starts": np.arange(num_shards + 1, dtype=np.int64) * len(names[0]),
-        "file_starts": starts,
-        "end_blocks": np.full(num_shards, 2**21, np.uint32),
-        "problems": np.zeros(0, np.uint8),
-    }
-    columns = {name: (array.dtype.str, len(array)) for name, array in real.items()}
-    columns |= {name: ("<u4", num_samples) for name in ("blocks", "sizes", "leads")}
-    header = {"kind": "index", "source_kind": "tar", "source": "simulated", "listing": "", "root": ""}
-    header |= {"num_samples": num_samples, "identity": "simulated", "class_names": []}
-    prefix, offsets, size = layout({**header, "image_column": "", "text_column": None}, columns)
-    with open(path, "wb") as file:
-        file.write(prefix)
-        for name, array in real.items():
-            file.seek(offsets[name])
-            file.write(array.tobytes())
-        file.truncate(size)
 
 
 MEASURED = """

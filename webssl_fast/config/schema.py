@@ -64,6 +64,7 @@ class DataConfig(Config):
         0  # 0: every core when the loader runs between steps, cores minus compute threads else
     )
     prefetch_batches: NonNegativeInt | None = None  # None: 0 on a CPU (the loader runs between steps), 4 on a GPU
+    remote_reads: PositiveInt = 32  # requests to an object store under way at once, on each rank
     read_attempts: PositiveInt = 8  # of a remote read, each later than the one before; then the sample counts as bad
     read_timeout_s: PositiveFloat = 60  # of each attempt
     max_bad_share: Probability = 0.05  # a larger share of undecodable samples stops the run ...
@@ -275,7 +276,7 @@ class LogisticRegressionConfig(Config):
     test_source: str = ""
     features: Annotated[tuple[Literal["cls", "patch_mean"], ...], Field(min_length=1)] = ("cls",)  # joined
     # Inverse strengths of the regularisation, as in scikit-learn.
-    C: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    C: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     max_iterations: PositiveInt = 200
     batch_size: PositiveInt = 64  # images at once through the encoder
 

@@ -60,7 +60,8 @@ class _ImageSource:
 
     def __init__(self, index: Index | TrainingData, config: DataConfig, num_threads: int):
         self._index = index
-        self._reader = SampleReader(retries=Retries(config.read_attempts, config.read_timeout_s))
+        retries = Retries(config.read_attempts, config.read_timeout_s)
+        self._reader = SampleReader(retries=retries, remote_reads=config.remote_reads)
         self._run_length = config.shuffle_run
         self._num_unreadable = 0
         self._decoder = make_decoder(config.decode, num_threads)

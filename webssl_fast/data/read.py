@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from webssl_fast.data.index import PARQUET_ROW, WHOLE_FILE, Location
 from webssl_fast.data.parquet import RowReader
 from webssl_fast.data.storage import MAX_OPEN_FILES, Retries, Storage, is_remote
 
+MAX_REMOTE_READS = 32
 _MAX_GAP = 64 * 1024  # bytes between two samples that are read and thrown away rather than asked for apart
 _MAX_SPAN = 32 * 1024 * 1024
 
@@ -16,9 +18,13 @@ class SampleReader:
     """Reads locations, remote ones with retries. Shards stay open, `max_open` of them; safe to share between threads,
     and, for local data, over a fork."""
 
-    def __init__(self, max_open: int = MAX_OPEN_FILES, retries: Retries | None = None):
+    def __init__(
+        self, max_open: int = MAX_OPEN_FILES, retries: Retries | None = None, remote_reads: int = MAX_REMOTE_READS
+    ):
+        """remote_reads: requests that `read_many` keeps under way at once, over all threads that call it."""
         self._storage = Storage(retries, max_open)
         self._rows = RowReader()
+        self._remote = ThreadPoolExecutor(remote_reads, thread_name_prefix="webssl-remote")  # starts none before need
 
     @property
     def num_retries(self) -> int:
@@ -34,22 +40,32 @@ class SampleReader:
         return self._storage.read(location.path, location.offset, location.size)
 
     def read_many(self, locations: Sequence[Location]) -> list[bytes | OSError]:
-        """The bytes of each sample, or why there are none. Neighbours in a remote shard are read by one request."""
+        """The bytes of each sample, or why there are none. Remote ones are read at the same time, neighbours in a shard
+        by one request."""
         found: list[bytes | OSError | None] = [None] * len(locations)
-        for places in _neighbours(locations):
-            span = self._read_span([locations[place] for place in places]) if len(places) > 1 else None
-            for place in places:
-                location = locations[place]
-                if span is None:
-                    found[place] = self._read_or_reason(location)
-                else:
-                    begin = location.offset - locations[places[0]].offset
-                    found[place] = span[begin : begin + location.size]
+        groups = _neighbours(locations)
+        requests: dict[int, Future[list[bytes | OSError]]] = {}
+        neighbours = [[locations[place] for place in group] for group in groups]
+        for number, group_locations in enumerate(neighbours):
+            if is_remote(group_locations[0].path):
+                requests[number] = self._remote.submit(self._read_group, group_locations)
+        for number, group in enumerate(groups):
+            read = requests[number].result() if number in requests else self._read_group(neighbours[number])
+            for place, data in zip(group, read, strict=True):
+                found[place] = data
         return found  # type: ignore[return-value]  # every place is filled now
 
     def close(self) -> None:
+        self._remote.shutdown(wait=True, cancel_futures=True)
         self._storage.close()
         self._rows.close()
+
+    def _read_group(self, neighbours: Sequence[Location]) -> list[bytes | OSError]:
+        span = self._read_span(neighbours) if len(neighbours) > 1 else None
+        if span is None:
+            return [self._read_or_reason(location) for location in neighbours]
+        first = neighbours[0].offset
+        return [span[at.offset - first : at.offset - first + at.size] for at in neighbours]
 
     def _read_or_reason(self, location: Location) -> bytes | OSError:
         try:
