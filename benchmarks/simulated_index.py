@@ -12,7 +12,7 @@ from webssl_fast.data.column_file import layout
 def write_simulated_index(path: Path, num_samples: int, num_shards: int) -> None:
     """Writes it; what is real in it is the table of the shards, so that it takes a few MB on disk."""
     names = [f"s3://bucket/{i:06d}.tar".encode() for i in range(num_shards)]
-    real = {
+    real: dict[str, np.ndarray] = {
         "files": np.frombuffer(b"".join(names), np.uint8),
         "file_name_starts": np.arange(num_shards + 1, dtype=np.int64) * len(names[0]),
         "file_starts": np.linspace(0, num_samples, num_shards + 1).astype(np.int64),

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -148,7 +149,7 @@ def measure_index(arguments: argparse.Namespace) -> None:
         write_simulated_index(path, SIMULATED_SAMPLES, SIMULATED_SHARDS)
         command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(path)]
         runs = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(5)]
-        medians = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
+        medians: dict[str, Any] = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
         emit(
             "index",
             record=arguments.record,
