@@ -9,6 +9,11 @@ One JSON line for each stage and side, which take turns:
   augment   decoded images to the ten crops of DINOv2 (2 of 224 pixels, 8 of 98)
   together  a training loader: all of these, with `--threads` threads and nothing made ahead
 
+    python -m benchmarks.bench_data --storage
+
+measures instead what reading costs by where shards lie (page cache, disk, an HTTP server with latency) and by
+data.shuffle_run, and what an index of two billion samples costs to open and to ask.
+
 With `--device cuda` decoding and cropping are measured on the GPU too, with `--hardware-share` of the JPEGs for its
 JPEG engine. A GPU's side ends when the GPU has finished.
 """
@@ -30,6 +35,7 @@ from torch import Tensor
 
 from benchmarks.crop_recipes import RECIPES, SIZES_PX
 from benchmarks.harness import argument_parser, emit, time_interleaved
+from benchmarks.storage_sides import measure_index, measure_storage
 from webssl_fast.config.schema import DataConfig, DecodeConfig
 from webssl_fast.data.decode import BadImage, Decoder, make_decoder
 from webssl_fast.data.index import Index
@@ -161,12 +167,21 @@ def main() -> None:
     parser = argument_parser(__doc__, repeats=7)
     parser.epilog = (__doc__ or "").partition("\n\n")[2]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--images", required=True, help="a folder or tar pattern of images that every decoder can read")
+    measured_stages = parser.add_mutually_exclusive_group(required=True)
+    measured_stages.add_argument("--storage", action="store_true", help="measure storage and index, not the stages")
+    measured_stages.add_argument("--images", help="a folder or tar pattern of images that every decoder can read")
     parser.add_argument("--num-images", type=int, default=256, help="images of a timed run; short folders are repeated")
     parser.add_argument(
         "--hardware-share", type=float, default=DecodeConfig().hardware_share, help="of a batch, for the JPEG engine"
     )
+    parser.add_argument("--latency-ms", type=float, default=20.0, help="of the HTTP server (default: %(default)s)")
+    parser.add_argument("--storage-threads", type=int, default=16, help="that read shards (default: %(default)s)")
+    parser.add_argument("--scratch", help="a folder on the disk to measure (default: the system's for such files)")
     arguments = parser.parse_args()
+    if arguments.storage:
+        measure_index(arguments)
+        measure_storage(arguments)
+        return
 
     index, reader = Index.open(arguments.images), SampleReader()
     encoded = [reader.read(index.locate(i % len(index))) for i in range(arguments.num_images // BATCH * BATCH)]

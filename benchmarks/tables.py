@@ -26,6 +26,9 @@ ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 Line = dict[str, Any]
+NO_STORAGE_LINE = (
+    "No result line yet: `python -m benchmarks.bench_data --storage` prints some for benchmarks/results/.\n"
+)
 
 
 def result_lines(
@@ -125,6 +128,43 @@ def _rival_crop_time(rival: str, line: Line) -> str:
     )
 
 
+def data_index() -> str:
+    lines = result_lines("index", ("num_samples", "num_shards", "cpu"))
+    if not lines:
+        return NO_STORAGE_LINE
+    rows = [
+        [
+            f"{line['num_samples']:,} in {line['num_shards']:,} shards",
+            f"{line['bytes_per_sample']:.1f}",
+            f"{line['open_ms']:.2f} ms, {line['open_mib']:.1f} MiB",
+            f"{line['order_ns_per_sample']:.0f} ns ({line['order_in_runs_ns_per_sample']:.0f} ns in runs of 16)",
+            f"{line['locate_us']:.0f} µs",
+            f"{line['date']}, {line['commit']}",
+        ]
+        for line in lines
+    ]
+    return markdown(["samples", "bytes of each", "opening", "order, a sample", "look-up, a sample", "measured"], rows)
+
+
+def data_storage() -> str:
+    lines = result_lines("storage", ("place", "run_length", "latency_ms", "cpu"))
+    if not lines:
+        return NO_STORAGE_LINE
+    rows = [
+        [
+            line["place"].replace("_", " ").replace("http", f"HTTP, {line['latency_ms'] or 0:g} ms away"),
+            str(line["run_length"]),
+            f"{line['draws_of_a_batch']:,}",
+            f"{line['images_per_second']:,.0f}",
+            "" if line["requests_per_image"] is None else f"{line['requests_per_image']:.2f}",
+            f"{line['date']}, {line['commit']}",
+        ]
+        for line in lines
+    ]
+    header = ["shards", "`data.shuffle_run`", "runs in a batch of 3072", "images/s", "requests an image", "measured"]
+    return markdown(header, rows)
+
+
 def gpu_kernels() -> str:
     evidence = read_evidence(ROOT)
     rows = []
@@ -150,6 +190,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "train_step_gpu": train_step_gpu,
     "train_step_profile": train_step_profile,
     "multi_crop": multi_crop,
+    "data_index": data_index,
+    "data_storage": data_storage,
     "gpu_kernels": gpu_kernels,
     **{name: partial(_plan_table, rows) for name, rows in PLAN_TABLES.items()},
 }

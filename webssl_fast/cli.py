@@ -17,6 +17,8 @@ EPILOG = """examples:
   webssl plan configs/pretrain/webdino_7b_mc2b.yaml --gpus 256 --gpu h100
   webssl eval configs/quickstart.yaml
   webssl convert webssl_dino1b_full2b_224.pth --to hf -o dino1b_hf
+  webssl data index 's3://bucket/{00000..09999}.tar' -o web.index
+  webssl data subset web.index --share 0.1 -o tenth.subset
   webssl report runs/quickstart
   webssl bench sinkhorn_knopp
 """
@@ -134,6 +136,10 @@ ceiling. Each is also a program with options of its own: `python -m benchmarks.o
     bench.add_argument("--repeats", type=int, help="timed calls of each rival; medians are reported")
     bench.add_argument("--record", metavar="NAME", help="also append the lines to benchmarks/results/NAME.jsonl")
 
+    _data_commands(
+        _command(commands, "data", "index images, look into an index, make subsets", "What a run trains on.")
+    )
+
     _command(
         commands,
         "info",
@@ -183,6 +189,8 @@ def _run(args: argparse.Namespace) -> None:
         from webssl_fast.recipes.report import report
 
         report(args.run_dirs, args.output, args.images)
+    elif args.command == "data":
+        _run_data(args)
     elif args.command == "bench":
         from webssl_fast.recipes.bench import bench
 
@@ -191,6 +199,79 @@ def _run(args: argparse.Namespace) -> None:
         from webssl_fast.recipes.info import info
 
         info()
+
+
+def _data_commands(data: argparse.ArgumentParser) -> None:
+    commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    index = _command(
+        commands,
+        "index",
+        "write an index, which opens at once whatever its size",
+        """Reads the headers of SOURCE once and writes INDEX, for data.source and the sources of evaluations. SOURCE is
+a folder, shards or Parquet files as data.source has them; shards may lie on an object store.
+
+Start the same command again after a kill: what is done is kept in INDEX.parts, and the result is the same, byte for
+byte. Damaged shards give the samples before the damage; `webssl data inspect` lists them.""",
+    )
+    index.add_argument("source", metavar="SOURCE")
+    index.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX")
+    index.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    index.add_argument(
+        "--find-duplicates", action="store_true", help="also list keys that come twice in any shards, on disk"
+    )
+    index.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out shards that cannot be read at all, for good"
+    )
+
+    inspect = _command(
+        commands,
+        "inspect",
+        "show what an index holds",
+        "Shows counts, sizes of images, what is wrong with the shards, and writes sample pictures as a contact sheet.",
+    )
+    inspect.add_argument("index", metavar="INDEX", help="an index, or any data source")
+    inspect.add_argument("-o", "--output", type=Path, help="the contact sheet (default: INDEX.png)")
+    inspect.add_argument("--pictures", type=int, default=48, help="so many, 0: none (default: %(default)s)")
+
+    subset = _command(
+        commands,
+        "subset",
+        "combine subsets of an index, or sample from one",
+        """Starts from START, applies the options in the order in which they stand, and writes SUBSET, for data.subset:
+  webssl data subset web.index --share 0.1 -o tenth.subset
+  webssl data subset light.subset --not heavy.subset --or kept.subset --index web.index -o both.subset""",
+    )
+    subset.add_argument("start", metavar="START", help="a subset, or an index: all of it")
+    subset.add_argument("-o", "--output", type=Path, required=True, metavar="SUBSET")
+    subset.add_argument("--index", help="the index that START is a subset of (default: where it was made)")
+    for name, words in (
+        ("and", "keep what is in this subset too"),
+        ("or", "add this subset"),
+        ("not", "take this subset away"),
+        ("ids", "keep the sample ids of this text file, one a line"),
+        ("share", "keep this share, drawn by --seed"),
+    ):
+        subset.add_argument(f"--{name}", action=_InOrder, dest="operations", metavar=name[0].upper(), help=words)
+    subset.add_argument("--seed", type=int, default=0, help="of --share (default: %(default)s)")
+
+
+def _run_data(args: argparse.Namespace) -> None:
+    from webssl_fast.recipes import prepare_data
+
+    if args.data_command == "index":
+        prepare_data.index(args.source, args.output, args.workers, args.find_duplicates, args.skip_unreadable)
+    elif args.data_command == "inspect":
+        prepare_data.inspect(args.index, args.output, args.pictures)
+    else:
+        prepare_data.subset(args.start, args.output, args.index, args.operations or [], args.seed)
+
+
+class _InOrder(argparse.Action):
+    """Collects (option, value) in the order of the command line."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        operations = getattr(namespace, self.dest) or []
+        setattr(namespace, self.dest, [*operations, (str(option_string).lstrip("-"), values)])
 
 
 class _AnyOrder(argparse.ArgumentParser):

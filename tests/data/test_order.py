@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from webssl_fast.data.order import positions_of, replacement_ids, sample_ids
+from webssl_fast.data.order import positions_of, replacement_ids, sample_ids, uniform
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 64, 65, 100, 255, 256, 257, 1000, 4096, 4097, 65537]
 
@@ -100,3 +100,69 @@ def test_rejects_a_batch_that_does_not_divide():
         positions_of(0, 0, 0, 2, 10, 4)
     with pytest.raises(ValueError, match="micro-step 1"):
         positions_of(0, 1, 0, 2, 8, 4)
+
+
+# ---------------------------------------------------------------- runs of neighbours
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 5, 16, 17, 100, 257, 1000])
+@pytest.mark.parametrize("run_length", [2, 7, 16])
+def test_every_epoch_is_a_permutation_in_runs_too(num_samples, run_length):
+    ids = sample_ids(3, num_samples, np.arange(3 * num_samples), run_length).reshape(3, num_samples)
+    assert (np.sort(ids, axis=1) == np.arange(num_samples)).all()
+    positions = np.array([2 * num_samples, num_samples - 1, num_samples // 2])
+    alone = [sample_ids(3, num_samples, positions[i : i + 1], run_length)[0] for i in range(3)]
+    assert alone == [ids[2, 0], ids[0, -1], ids[0, num_samples // 2]]
+
+
+def test_runs_are_neighbours_and_begin_elsewhere_in_each_epoch():
+    num_samples, run_length = 10_007, 16
+    ids = sample_ids(1, num_samples, np.arange(2 * num_samples), run_length).reshape(2, num_samples)
+    starts = []
+    for epoch in ids:
+        steps = np.diff(epoch) % num_samples
+        within = np.arange(1, num_samples) % run_length != 0
+        assert (steps[within] == 1).all() and (steps[~within] == 1).sum() < 5
+        starts.append(epoch[0] % run_length)
+    same_run = np.intersect1d(ids[0, ::run_length], ids[1, ::run_length])
+    assert len(same_run) < num_samples / run_length / 2 or starts[0] != starts[1]
+    first_ids = np.array([sample_ids(seed, num_samples, np.arange(1), run_length)[0] for seed in range(64)])
+    assert len(np.unique(first_ids % run_length)) > 10, "runs begin anywhere"
+
+
+@pytest.mark.parametrize(("num_samples", "run_length"), [(12, 3), (13, 4), (17, 5)])
+def test_every_sample_is_equally_likely_at_every_place_in_runs_too(num_samples, run_length):
+    """Chi-square as above. The places of one run move together, so each place is judged by itself."""
+    num_epochs = 6_000
+    ids = sample_ids(5, num_samples, np.arange(num_epochs * num_samples), run_length).reshape(num_epochs, num_samples)
+    expected = num_epochs / num_samples
+    for place in range(num_samples):
+        counts = np.bincount(ids[:, place], minlength=num_samples)
+        chi_square = ((counts - expected) ** 2 / expected).sum()
+        assert chi_square - (num_samples - 1) < 6 * np.sqrt(2 * (num_samples - 1))
+
+
+def test_more_than_2_to_the_31_samples_are_spread_evenly():
+    """Chi-square over coarse places of many positions of one epoch: with runs, of their beginnings."""
+    num_samples, bins, draws = 2**31 + 12_345, 256, 200_000
+    stride = num_samples // draws
+    for run_length in (1, 16):
+        positions = np.arange(draws) * (stride // run_length * run_length) + num_samples
+        cell = sample_ids(7, num_samples, positions, run_length) * bins // num_samples
+        counts = np.bincount(cell, minlength=bins)
+        chi_square = ((counts - draws / bins) ** 2 / (draws / bins)).sum()
+        assert abs(chi_square - (bins - 1)) < 5 * np.sqrt(2 * bins)
+
+
+def test_runs_of_one_are_the_order_without_runs():
+    positions = np.arange(1000)
+    assert (sample_ids(4, 100, positions, 1) == sample_ids(4, 100, positions)).all()
+
+
+def test_shares_by_id_are_nested_and_even():
+    ids = np.arange(100_000, dtype=np.uint64) + np.uint64(2**33)
+    drawn = uniform(3, ids)
+    assert drawn.min() >= 0 and drawn.max() < 1
+    counts = np.histogram(drawn, 50, (0, 1))[0]
+    assert abs(((counts - 2000) ** 2 / 2000).sum() - 49) < 5 * np.sqrt(2 * 49)
+    assert (uniform(3, ids[5:9]) == drawn[5:9]).all() and (uniform(4, ids) != drawn).any()

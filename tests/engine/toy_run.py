@@ -84,7 +84,7 @@ def run_toy(
         output_dir=output_dir,
         seed=seed,
         facts={"seed": seed},
-        num_samples=100,
+        data_values=lambda samples_seen: {"epoch": samples_seen / 100},
         evaluate=evaluate,
         evaluate_every=evaluate_every,
     )

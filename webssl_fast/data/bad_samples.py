@@ -8,6 +8,7 @@ import os
 import threading
 
 from webssl_fast.data.index import Index
+from webssl_fast.data.training_data import TrainingData
 from webssl_fast.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ class BadSampleLog:
     (Two ranks that meet the same sample in the same instant may both list it.)
     """
 
-    def __init__(self, index: Index, output_dir: str | None):
+    def __init__(self, index: Index | TrainingData, output_dir: str | None):
         self._index = index
         self._path = None if output_dir is None else os.path.join(output_dir, FILE_NAME)
         self._listed: set[int] = set()

@@ -20,16 +20,16 @@ def read_captions(index: Index, sample_ids: Sequence[int]) -> list[str]:
 
 def _caption(index: Index, reader: SampleReader, sample_id: int) -> str:
     where = f"data source {index.source!r}: sample {index.name(sample_id)!r}"
-    location = index.locate_member(sample_id, CAPTION)
-    if location is None:
+    try:
+        location = index.locate_member(sample_id, CAPTION)
+        caption = None if location is None else reader.read(location).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where} has a caption that cannot be read: {error}") from error
+    if caption is None:
         raise UserError(
             f"{where} has no caption. It stands in a .txt file beside the image or in its shard, or in a column "
             "named text or caption of Parquet files."
         )
-    try:
-        caption = reader.read(location).decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} has a caption that cannot be read: {error}") from error
     if not caption:
         raise UserError(f"{where} has an empty caption")
     return caption

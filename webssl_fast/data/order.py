@@ -4,6 +4,10 @@ A position counts images over the whole run, on all ranks. Within an epoch (num_
 once, in the order of a keyed permutation: a Feistel network over the next power of four, walked until the value falls
 into range (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
 
+With a run length R > 1 the permutation moves runs of R neighbouring samples instead, and the runs begin elsewhere in
+every epoch. Storage then reads R samples at once; in return a batch of G images holds no more than about G / R draws
+that are independent, where neighbours in storage resemble each other.
+
 Dimensions: B positions.
 """
 
@@ -13,16 +17,36 @@ import numpy as np
 
 MAX_SAMPLES = 2**40
 _NUM_ROUNDS = 8  # small domains have few bits a round, and want the more rounds
-_SAMPLE_STREAM, _REPLACEMENT_STREAM = 0, 1
+_SAMPLE_STREAM, _REPLACEMENT_STREAM, _RUN_STREAM, _SHIFT_STREAM, _SHARE_STREAM = range(5)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def sample_ids(seed: int, num_samples: int, positions_B: np.ndarray) -> np.ndarray:
+def sample_ids(seed: int, num_samples: int, positions_B: np.ndarray, run_length: int = 1) -> np.ndarray:
     """int64 [B]: the sample at each position (int64 [B], from 0 on) of a run. O(B) time, O(B) memory.
 
+    run_length: so many neighbouring samples stand at neighbouring positions; 1: none do.
     Raises ValueError for num_samples outside [1, 2^40] and for negative positions.
     """
-    return _permuted(seed, _SAMPLE_STREAM, 0, num_samples, positions_B)
+    num_runs = num_samples // run_length
+    if run_length == 1 or num_runs < 2:
+        return _permuted(seed, _SAMPLE_STREAM, 0, num_samples, positions_B)
+    positions_B = _checked(num_samples, positions_B)
+    epoch_B, place_B = np.divmod(positions_B, np.int64(num_samples))
+    run_B, place_in_run_B = np.divmod(place_B, np.int64(run_length))
+    whole_B = run_B < num_runs  # what is left over after the last whole run comes last
+    moved_B = place_B.copy()
+    run_position_B = (epoch_B * num_runs + run_B)[whole_B]
+    moved_B[whole_B] = _permuted(seed, _RUN_STREAM, 0, num_runs, run_position_B) * run_length + place_in_run_B[whole_B]
+    # The shift lets the runs begin elsewhere in each epoch, and what is left over be other samples.
+    with np.errstate(over="ignore"):
+        shift_B = _mix(_key(seed, _SHIFT_STREAM, 0) + epoch_B.astype(np.uint64) * _GOLDEN) % np.uint64(num_samples)
+    return (moved_B + shift_B.astype(np.int64)) % num_samples
+
+
+def mixed(seed: int, stream: int) -> int:
+    """A seed for the stream of this number: the seed itself for number 0, unrelated ones for the others."""
+    with np.errstate(over="ignore"):
+        return seed if stream == 0 else int(_mix(_mix(np.uint64(seed % 2**64)) + np.uint64(stream) * _GOLDEN))
 
 
 def replacement_ids(seed: int, num_samples: int, positions_B: np.ndarray, attempt: int) -> np.ndarray:
@@ -31,6 +55,12 @@ def replacement_ids(seed: int, num_samples: int, positions_B: np.ndarray, attemp
     Drawn from another permutation for each attempt, not from the neighbourhood: broken files come in runs.
     """
     return _permuted(seed, _REPLACEMENT_STREAM, attempt, num_samples, positions_B)
+
+
+def uniform(seed: int, ids: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1) for each id (uint64): a pure function of the seed and the id."""
+    with np.errstate(over="ignore"):
+        return (_mix(_mix(ids) + _key(seed, _SHARE_STREAM, 0)) >> np.uint64(11)) * 2.0**-53
 
 
 def positions_of(
@@ -56,16 +86,24 @@ def positions_of(
     return np.arange(first, first + micro_batch_size, dtype=np.int64)
 
 
-def _permuted(seed: int, stream: int, attempt: int, num_samples: int, positions_B: np.ndarray) -> np.ndarray:
+def _checked(num_samples: int, positions_B: np.ndarray) -> np.ndarray:
     if not 1 <= num_samples <= MAX_SAMPLES:
         raise ValueError(f"num_samples must lie in [1, 2^40], got {num_samples}")
     positions_B = np.asarray(positions_B, dtype=np.int64)
     if positions_B.size and positions_B.min() < 0:
         raise ValueError(f"positions must be at least 0, got {positions_B.min()}")
+    return positions_B
+
+
+def _key(seed: int, stream: int, attempt: int) -> np.uint64:
+    return _mix(_mix(np.uint64(seed % 2**64)) ^ np.uint64(stream << 32 | attempt))
+
+
+def _permuted(seed: int, stream: int, attempt: int, num_samples: int, positions_B: np.ndarray) -> np.ndarray:
+    positions_B = _checked(num_samples, positions_B)
     epoch_B, place_B = np.divmod(positions_B, np.int64(num_samples))
     with np.errstate(over="ignore"):
-        key = _mix(_mix(np.uint64(seed % 2**64)) ^ np.uint64(stream << 32 | attempt))
-        key_B = _mix(key + epoch_B.astype(np.uint64) * _GOLDEN)
+        key_B = _mix(_key(seed, stream, attempt) + epoch_B.astype(np.uint64) * _GOLDEN)
         half_bits = max(1, -(-(num_samples - 1).bit_length() // 2))
         value_B = _feistel(place_B.astype(np.uint64), key_B, half_bits)
         while (outside_B := value_B >= num_samples).any():

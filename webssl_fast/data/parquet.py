@@ -37,8 +37,7 @@ class ParquetScan:
     image_column: str
     text_column: str | None
     class_names: list[str] | None  # None: the labels have no names
-    file_ids: array = field(default_factory=lambda: array("i"))
-    rows: array = field(default_factory=lambda: array("q"))
+    num_rows: list[int] = field(default_factory=list)  # of each file
     labels: array = field(default_factory=lambda: array("i"))
 
 
@@ -48,7 +47,7 @@ def scan_parquet(files: list[str]) -> ParquetScan:
     Raises UserError: pyarrow is missing, a file is no Parquet, has no image column, or other columns than the first.
     """
     scan: ParquetScan | None = None
-    for file_id, path in enumerate(files):
+    for path in files:
         file = _open(path)
         names = file.schema_arrow.names
         image, label, text = (_first(names, of) for of in (IMAGE_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS))
@@ -59,8 +58,7 @@ def scan_parquet(files: list[str]) -> ParquetScan:
         elif (image, text) != (scan.image_column, scan.text_column):
             raise UserError(f"{path!r} has other columns than {files[0]!r}: {names}")
         num_rows = file.metadata.num_rows
-        scan.file_ids.extend([file_id] * num_rows)
-        scan.rows.extend(range(num_rows))
+        scan.num_rows.append(num_rows)
         if label is None:
             scan.labels.extend([-1] * num_rows)
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,11 @@ from webssl_fast.data.crops import evaluation_crop, training_crops
 from webssl_fast.data.decode import BadImage, make_decoder
 from webssl_fast.data.device_stream import DeviceStream
 from webssl_fast.data.index import Index
-from webssl_fast.data.order import positions_of, replacement_ids, sample_ids
+from webssl_fast.data.order import positions_of
 from webssl_fast.data.prefetch import Prefetcher
 from webssl_fast.data.read import SampleReader
+from webssl_fast.data.storage import Retries
+from webssl_fast.data.training_data import Part, SampleOrder, TrainingData
 from webssl_fast.errors import UserError
 from webssl_fast.ops.multi_crop import IMAGENET_MEAN, IMAGENET_STD
 from webssl_fast.records import Batch, CropRecipe, Preprocessing
@@ -55,22 +58,25 @@ class _Loaded:
 class _ImageSource:
     """Decoded images of samples, on a pool of threads. Where the decoder wants whole batches, the pool only reads."""
 
-    def __init__(self, index: Index, config: DataConfig, num_threads: int):
+    def __init__(self, index: Index | TrainingData, config: DataConfig, num_threads: int):
         self._index = index
-        self._reader = SampleReader()
+        retries = Retries(config.read_attempts, config.read_timeout_s)
+        self._reader = SampleReader(retries=retries, remote_reads=config.remote_reads)
+        self._run_length = config.shuffle_run
+        self._num_unreadable = 0
         self._decoder = make_decoder(config.decode, num_threads)
         self.stream = DeviceStream(self._decoder.device)
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="webssl-data")
+        self._lock = threading.Lock()
 
     def map_chunks(self, work: Callable[[np.ndarray], _Loaded], numbers_B: np.ndarray) -> _Loaded:
         """`work` over chunks of an array, on the pool; results in the array's order. Whole and on the calling thread,
         where the decoder wants whole batches."""
         if self._decoder.whole_batches:
             return work(numbers_B)
-        chunk = min(_MAX_CHUNK, max(1, len(numbers_B) // (2 * self._num_threads)))
         loaded = _Loaded()
-        for part in self._pool.map(work, [numbers_B[i : i + chunk] for i in range(0, len(numbers_B), chunk)]):
+        for part in self._pool.map(work, self._chunks(numbers_B)):
             loaded.images += part.images
             loaded.sample_ids += part.sample_ids
             loaded.bad += part.bad
@@ -78,16 +84,28 @@ class _ImageSource:
 
     def load(self, ids_B: np.ndarray) -> list[Tensor | BadImage]:
         """uint8 [H, W, 3] of each sample, or why there is none; on the calling thread."""
-        read = self._pool.map if self._decoder.whole_batches else map
-        files: list[bytes | BadImage] = list(read(self._read, ids_B.tolist()))
+        if self._decoder.whole_batches:
+            files = [data for part in self._pool.map(self._read, self._chunks(ids_B)) for data in part]
+        else:
+            files = self._read(ids_B)
         images = iter(self._decoder.decode([data for data in files if isinstance(data, bytes)]))
         return [data if isinstance(data, BadImage) else next(images) for data in files]
 
-    def _read(self, sample_id: int) -> bytes | BadImage:
-        try:
-            return self._reader.read(self._index.locate(sample_id))
-        except OSError as error:
-            return BadImage(f"cannot be read: {error}")
+    def health(self) -> dict[str, int]:
+        """What reading has met so far: remote reads that were tried again, samples that could not be read at all."""
+        return {"read_retries": self._reader.num_retries, "unreadable_samples": self._num_unreadable}
+
+    def _chunks(self, numbers_B: np.ndarray) -> list[np.ndarray]:
+        """What a thread takes at once: a run of neighbours at least, since that is one read."""
+        fair_share = max(1, len(numbers_B) // (2 * self._num_threads))
+        chunk = max(min(_MAX_CHUNK, fair_share), min(self._run_length, 2 * fair_share))
+        return [numbers_B[i : i + chunk] for i in range(0, len(numbers_B), chunk)]
+
+    def _read(self, ids_B: np.ndarray) -> list[bytes | BadImage]:
+        found = self._reader.read_many([self._index.locate(sample_id) for sample_id in ids_B.tolist()])
+        with self._lock:
+            self._num_unreadable += sum(isinstance(data, OSError) for data in found)
+        return [BadImage(f"cannot be read: {data}") if isinstance(data, OSError) else data for data in found]
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -97,7 +115,7 @@ class _ImageSource:
 class TrainLoader:
     """Micro-batches of one rank, by step.
 
-    index, config     what is read, and how
+    data, config      what is read (an Index: all of it), and how
     recipes           the crops of an image (methods.base.Method.crop_recipes)
     prepare           the method's host work on a batch; runs on the thread that makes the batch
     dtype             of the crops
@@ -112,7 +130,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        index: Index,
+        data: Index | TrainingData,
         config: DataConfig,
         recipes: Sequence[CropRecipe],
         *,
@@ -130,21 +148,23 @@ class TrainLoader:
         output_dir: str | None = None,
         pin_memory: bool = False,
     ):
-        if len(index) < global_batch_size:
+        data = TrainingData([Part(data)]) if isinstance(data, Index) else data
+        if len(data) < global_batch_size:
             raise UserError(
-                f"data source {index.source!r} has {len(index)} images, fewer than train.global_batch_size = "
-                f"{global_batch_size}: add images, or set train.global_batch_size to at most {len(index)}"
+                f"data source {data.source!r} has {len(data)} images, fewer than train.global_batch_size = "
+                f"{global_batch_size}: add images, or set train.global_batch_size to at most {len(data)}"
             )
         positions_of(0, 0, rank, world_size, global_batch_size, micro_batch_size)  # checks the sizes
-        self._index, self._recipes, self._seed = index, list(recipes), seed
+        self._data, self._recipes, self._seed = data, list(recipes), seed
+        self.order = SampleOrder(data, seed, config.shuffle_run)
         self._place = (rank, world_size, global_batch_size, micro_batch_size)
         self._prepare, self._dtype, self._num_threads = prepare, dtype, num_threads
         self._pin_memory = pin_memory
         self._mean, self._std = mean, std
         self.num_micro_steps = global_batch_size // (world_size * micro_batch_size)
         self.data_wait_seconds = 0.0  # time spent in `batch` so far
-        self._source = _ImageSource(index, config, num_threads)
-        self._log = BadSampleLog(index, output_dir)
+        self._source = _ImageSource(data, config, num_threads)
+        self._log = BadSampleLog(data, output_dir)
         self._limit = BadShareLimit(config.max_bad_share, config.min_seen_before_stop, self._log.path)
         self._prefetcher = Prefetcher(self._make_batch, self._following, prefetch_batches)
 
@@ -160,6 +180,10 @@ class TrainLoader:
         self._limit.count(batch.num_images, batch.num_bad)
         self._source.stream.hand_over(batch.crops)
         return batch
+
+    def health(self) -> dict[str, int]:
+        """Counters of this process by their names in the metrics, since it started."""
+        return self._source.health()
 
     def close(self) -> None:
         """Ends the threads. Safe to call twice."""
@@ -197,8 +221,8 @@ class TrainLoader:
             positions=positions_B,
             sample_ids=ids_B,
             crops=crops,
-            labels=torch.from_numpy(self._index.label(ids_B)),
-            num_bad=int((ids_B != sample_ids(self._seed, len(self._index), positions_B)).sum()),
+            labels=torch.from_numpy(self._data.label(ids_B)),
+            num_bad=int((ids_B != self.order.sample_ids(positions_B)).sum()),
         )
         if self._prepare is not None:
             self._prepare(batch)
@@ -207,7 +231,7 @@ class TrainLoader:
     def _load_positions(self, positions_B: np.ndarray) -> _Loaded:
         """Images at positions; each undecodable sample replaced by the next in a sequence that its position draws."""
         images: list[Tensor | None] = [None] * len(positions_B)
-        ids_B = sample_ids(self._seed, len(self._index), positions_B)
+        ids_B = self.order.sample_ids(positions_B)
         bad: list[tuple[int, str]] = []
         pending = np.arange(len(positions_B))
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -220,11 +244,11 @@ class TrainLoader:
             pending = pending[[isinstance(result, BadImage) for result in results]]
             if not len(pending):
                 return _Loaded(images, ids_B.tolist(), bad)  # type: ignore[arg-type]  # every place is filled now
-            ids_B[pending] = replacement_ids(self._seed, len(self._index), positions_B[pending], attempt)
+            ids_B[pending] = self.order.replacement_ids(positions_B[pending], attempt)
         sample_id, reason = bad[-1]
         raise UserError(
-            f"{MAX_ATTEMPTS} samples in a row could not be decoded, the last being {self._index.name(sample_id)!r}: "
-            f"{reason}. Check that data.source = {self._index.source!r} is readable and holds images."
+            f"{MAX_ATTEMPTS} samples in a row could not be decoded, the last being {self._data.name(sample_id)!r}: "
+            f"{reason}. Check that data.source = {self._data.source!r} is readable and holds images."
         )
 
 

@@ -66,7 +66,7 @@ def train(
     output_dir: Path,
     seed: int = 0,
     facts: Mapping[str, str | int | float] | None = None,
-    num_samples: int | None = None,
+    data_values: Callable[[int], Mapping[str, float]] | None = None,
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
     on_start: Callable[[], None] | None = None,
@@ -77,7 +77,7 @@ def train(
     method           on its device, initialised and sharded (see sharding.materialize)
     seed             of the engine's own random choices (the stochastic rounding of bf16 weights)
     facts            what the recipe knows of the run, to be compared on resuming: "seed", "config", ... (see run_state)
-    num_samples      size of the data set, for the metrics' epochs
+    data_values      what the metrics say about the data after so many samples (epochs, counters), called on every rank
     evaluate         scores of `method` by name, called with the step on every rank: before the first step, every
                      `evaluate_every` steps, and after the last
     on_start         called on every rank once the run is known to go on, before anything is written
@@ -148,8 +148,8 @@ def train(
             "skipped_steps": nonfinite.flush()["skipped"],
             **metrics.memory(distributed.device),
         }
-        if num_samples:
-            line["epoch"] = samples_seen / num_samples
+        if data_values is not None:
+            line.update(data_values(samples_seen))
         if flops_per_image is not None:
             mfu = metrics.model_flops_share(flops_per_image, speed["samples_per_second"], distributed)
             if mfu is not None:

@@ -52,7 +52,8 @@ def evaluate_knn(encoder: Encoder, config: RunConfig, ranks: Distributed) -> Eva
     features = {pool: FrozenFeature(encoder.num_blocks - 1, pool) for pool in settings.features}
     found: list[tuple[dict[str, Tensor], Tensor]] = []
     for index in (sources.train, sources.test):
-        check_labels(torch.from_numpy(index.labels), np.arange(len(index)), index.source)
+        ids = np.arange(len(index))
+        check_labels(torch.from_numpy(index.label(ids)), ids, index.source)
         table = frozen.of(index, list(features.values()), batch_size=settings.batch_size)
         found.append(({pool: table.features[feature] for pool, feature in features.items()}, table.labels))
     result = knn.judge_features(settings, *found[0], *found[1], ranks.device)

@@ -56,7 +56,8 @@ class LabelledSplits:
 
 def _labelled(source: str, key: str, class_names: list[str] | None) -> Index:
     index = Index.open(source, class_names=class_names)
-    check_labels(torch.from_numpy(index.labels), np.arange(len(index)), f"{key} = {source!r}")
+    ids = np.arange(len(index))
+    check_labels(torch.from_numpy(index.label(ids)), ids, f"{key} = {source!r}")
     if len(index.class_names) < 2:
         raise UserError(f"{key}: {source!r} has {len(index.class_names)} classes; at least two are needed")
     return index

@@ -11,8 +11,8 @@ import torch
 
 from webssl_fast.config.load import changed_keys, load_config, save_config
 from webssl_fast.config.schema import RunConfig
-from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import TrainLoader, loader_threads
+from webssl_fast.data.training_data import TrainingData
 from webssl_fast.engine import loop, sharding
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError, Interrupted
@@ -29,7 +29,7 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
     user can mend."""
     with prepared(config_path, overrides) as (config, ranks):
         method = describe_method(config)
-        index = Index.open(config.data.source)
+        data = TrainingData.open(config.data)
         knn_sources = KnnSources.open(config) if config.eval.knn.train_source else None
         sharding.materialize(method, config.seed, ranks, config.train)
         if config.method.init_from:
@@ -37,11 +37,11 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
 
         output_dir = Path(config.output_dir)
         if ranks.is_main:
-            _announce(config, index, num_parameters(method.encoder()), ranks)
+            _announce(config, data, num_parameters(method.encoder()), ranks)
             _warn_of_accumulation(config, ranks, method.balanced_over_pass)
         assert config.data.prefetch_batches is not None and config.train.micro_batch_size is not None
         with TrainLoader(
-            index,
+            data,
             config.data,
             method.crop_recipes(),
             seed=config.seed,
@@ -61,6 +61,11 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
                 result = knn_in_training(method.encoder(), knn_sources, config, ranks)
                 return {f"{result.name}/{name}": score for name, score in result.scores.items()}
 
+            def data_values(samples_seen: int) -> dict[str, float]:
+                of_ranks = ranks.gather(loader.health())
+                counters = {name: sum(counts[name] for counts in of_ranks) for name in of_ranks[0]}
+                return {**loader.order.epochs(samples_seen), **counters}
+
             result = loop.train(
                 method,
                 loader,
@@ -69,8 +74,8 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
                 optim_config=config.optim,
                 output_dir=output_dir,
                 seed=config.seed,
-                facts={"seed": config.seed},
-                num_samples=len(index),
+                facts={"seed": config.seed, "data": _what_decides_the_order(config, data)},
+                data_values=data_values,
                 evaluate=evaluate if knn_sources else None,
                 evaluate_every=config.eval.every,
                 on_start=lambda: _write_config(config, output_dir) if ranks.is_main else None,
@@ -111,15 +116,20 @@ def _warn_of_accumulation(config: RunConfig, ranks: Distributed, balanced_over_p
         )
 
 
-def _announce(config: RunConfig, index: Index, encoder_parameters: int, ranks: Distributed) -> None:
+def _what_decides_the_order(config: RunConfig, data: TrainingData) -> str:
+    parts = ", ".join(f"{len(part)} samples x {part.weight:g}" for part in data.parts)
+    return parts if config.data.shuffle_run == 1 else f"{parts}, in runs of {config.data.shuffle_run}"
+
+
+def _announce(config: RunConfig, data: TrainingData, encoder_parameters: int, ranks: Distributed) -> None:
     train = config.train
     logger.info(
         "%s on %s (%s M parameters), %s images from %s, %s steps of %s images, %s on %d x %s, into %s",
         config.method.name,
         config.model.preset,
         f"{encoder_parameters / 1e6:,.1f}",
-        f"{len(index):,}",
-        config.data.source,
+        f"{len(data):,}",
+        data.source,
         f"{train.num_steps:,}",
         train.global_batch_size,
         train.precision,

@@ -14,6 +14,7 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import EvalLoader
+from webssl_fast.data.training_data import sources_of
 from webssl_fast.errors import UserError
 from webssl_fast.methods.base import Reconstructs
 from webssl_fast.recipes.encoder_source import load_encoder, load_method, untrained_twin
@@ -85,7 +86,7 @@ def _reconstructions(config: RunConfig, run_dir: Path, images: Path | None) -> l
 
 def _sample(config: RunConfig, images: Path | None, preprocessing: Preprocessing) -> tuple[list[str], Tensor]:
     """Names and pixels of a few images, spread over the data set."""
-    index = Index.open(str(images) if images else config.eval.knn.test_source or config.data.source)
+    index = Index.open(str(images) if images else config.eval.knn.test_source or sources_of(config.data)[0].source)
     spread = torch.linspace(0, len(index) - 1, min(NUM_PICTURES, len(index))).long().tolist()
     loader = EvalLoader(
         index,

@@ -190,6 +190,7 @@ def _health(run: Run) -> dict[str, Any]:
         "num_replaced": int(num_replaced),
         "share": num_replaced / seen if seen else None,
         "limit": run.setting("data.max_bad_share"),
+        "reading": [(int(count), words) for key, words in sections.READING.items() if (count := run.last(key))],
         "num_skipped": int(run.last("skipped_steps") or 0),
         "has_batches": (run.directory / "nonfinite_batches.jsonl").is_file(),
         "reasons": reasons.most_common(8) if len(reasons) < len(run.bad_samples) else [],

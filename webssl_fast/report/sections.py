@@ -33,7 +33,8 @@ SPEED = {
     "memory_peak_cuda_gib": ("Peak GPU memory", "GiB, allocated"),
 }
 SHARES = {"data_wait_share", "mfu"}
-COUNTERS = {"samples_seen", "epoch", "bad_samples", "skipped_steps"}  # told in words
+READING = {"read_retries": "remote reads were tried again", "unreadable_samples": "samples could not be read"}
+COUNTERS = {"samples_seen", "epoch", "bad_samples", "skipped_steps", *READING}  # told in words
 GRAD_NORM = "grad_norm/"
 EVALUATION = "eval/"
 EVALUATION_NAMES = {"knn": "k-NN"}

@@ -1,0 +1,81 @@
+"""`webssl data`, as it is typed."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.image_files import encode, picture, write_tar
+from webssl_fast.cli import main
+from webssl_fast.data.index import Index
+from webssl_fast.data.subset import Subset
+from webssl_fast.recipes.prepare_data import size_histogram
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for shard in range(2):
+        members = {f"{shard}-{i}.jpg": encode(picture(40, 60, seed=i)) for i in range(30)}
+        write_tar(tmp_path / f"{shard}.tar", members | {f"{shard}-bad.jpg": b"no image"})
+    assert main(["data", "index", "*.tar", "-o", "web.index", "--workers", "1"]) == 0
+    return tmp_path
+
+
+def ids_of(path) -> list[int]:
+    subset = Subset(path)
+    return subset.select(np.arange(len(subset))).tolist()
+
+
+def test_inspect_counts_and_shows_pictures(web, capsys):
+    assert main(["data", "inspect", "web.index", "--pictures", "62"]) == 0
+    printed = capsys.readouterr().out
+    assert "62 samples in 2 files (tar)" in printed and "problems: none" in printed
+    assert "from      8 B                2" in printed and "1-bad: not an image" in printed
+    assert "2 of 62 samples cannot be shown" in printed
+    sheet = np.asarray(Image.open("web.index.png"))
+    assert sheet.shape == (8 * 128, 8 * 128, 3) and sheet[:128, :128].std() > 10
+
+
+def test_subsets_by_operations_in_their_order(web, capsys):
+    pytest.importorskip("pyroaring")
+    (web / "ids.txt").write_text("3\n1\n40\n7\n")
+    assert main(["data", "subset", "web.index", "--ids", "ids.txt", "-o", "a.subset"]) == 0
+    assert ids_of("a.subset") == [1, 3, 7, 40] and "4 of 62 samples" in capsys.readouterr().out
+    assert main(["data", "subset", "web.index", "--share", "0.5", "--seed", "3", "-o", "half.subset"]) == 0
+    half = ids_of("half.subset")
+    assert 15 < len(half) < 47
+    assert main(["data", "subset", "web.index", "--not", "half.subset", "--or", "a.subset", "-o", "b.subset"]) == 0
+    assert ids_of("b.subset") == sorted((set(range(62)) - set(half)) | {1, 3, 7, 40})
+    assert main(["data", "subset", "web.index", "--or", "a.subset", "--not", "half.subset", "-o", "c.subset"]) == 0
+    assert ids_of("c.subset") == sorted(set(range(62)) - set(half))
+    assert main(["data", "subset", "a.subset", "--and", "half.subset", "--or", "c.subset", "-o", "d.subset"]) == 0
+    assert ids_of("d.subset") == sorted({1, 3, 7, 40} & set(half) | set(range(62)) - set(half))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["subset", "0.tar", "-o", "x"], "no saved index"),
+        (["subset", "web.index", "--share", "half", "-o", "x"], "--share takes a number"),
+        (["subset", "web.index", "--ids", "none.txt", "-o", "x"], "none.txt"),
+        (["subset", "web.index", "--and", "0.tar", "-o", "x"], "is no index or subset"),
+        (["subset", "web.index", "--share", "0", "-o", "x"], "nothing is left"),
+        (["index", "none-*.tar", "-o", "x"], "matches no file"),
+        (["inspect", "none"], "does not exist"),
+    ],
+)
+def test_errors_are_said_without_a_traceback(web, capsys, arguments, message):
+    pytest.importorskip("pyroaring")
+    assert main(["data", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_histogram_of_sizes():
+    sizes = np.array([0, 1, 2, 3, 4, 1023, 1024, 2**32 - 1], np.uint32)
+    counts = dict(size_histogram(sizes))
+    assert counts[0] == 1 and counts[1] == 1 and counts[2] == 2 and counts[4] == 1
+    assert counts[512] == 1 and counts[1024] == 1 and counts[2**31] == 1 and sum(counts.values()) == 8
+
+
+def test_index_of_the_command_opens(web):
+    assert len(Index.open("web.index")) == 62
