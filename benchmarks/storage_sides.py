@@ -124,7 +124,7 @@ def rss(): return int(open("/proc/self/statm").read().split()[1]) * resource.get
 before, begin = rss(), time.perf_counter()
 index = Index.open(sys.argv[1])
 opened_s, opened_bytes = time.perf_counter() - begin, rss() - before
-positions = np.arange(1_000_000) + 3 * len(index)
+positions = np.arange(200_000) + 3 * len(index)
 begin = time.perf_counter()
 ids = sample_ids(0, len(index), positions)
 order_s = time.perf_counter() - begin
@@ -148,7 +148,7 @@ def measure_index(arguments: argparse.Namespace) -> None:
         path = Path(folder) / "simulated.index"
         write_simulated_index(path, SIMULATED_SAMPLES, SIMULATED_SHARDS)
         command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(path)]
-        runs = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(5)]
+        runs = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(3)]
         medians: dict[str, Any] = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
         emit(
             "index",

@@ -222,6 +222,28 @@ def test_stopped_after_any_file_operation_the_result_is_the_same(tmp_path, monke
     assert not (tmp_path / "i.parts").exists()
 
 
+def test_a_killed_worker_is_said_and_a_second_process_refused(tmp_path):
+    source = write_shards(tmp_path, 12, 400)
+    process = subprocess.Popen(index_command(source, tmp_path / "i", 2), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not list((tmp_path / "i.parts").glob("*.part")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(UserError, match="another process is writing"):
+        build_index(source, tmp_path / "i")
+    workers = [int(child) for child in children_of(process.pid)]
+    assert len(workers) >= 2
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGCONT)
+    assert "a worker process was killed" in process.communicate(timeout=30)[1] and process.returncode == 1
+    assert build_index(source, tmp_path / "i").num_samples == 12 * 400 + 12
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def test_what_is_done_is_not_read_again(tmp_path, monkeypatch):
     source = write_shards(tmp_path, 4, 5)
     scanned = []

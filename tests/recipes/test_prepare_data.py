@@ -1,5 +1,8 @@
 """`webssl data`, as it is typed."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +12,9 @@ from webssl_fast.cli import main
 from webssl_fast.data.index import Index
 from webssl_fast.data.subset import Subset
 from webssl_fast.recipes.prepare_data import size_histogram
+
+SMOKE = Path(__file__).parent.parent.parent / "configs" / "smoke" / "dinov2.yaml"
+NO_EVALUATION = ["eval.knn.train_source=", "eval.knn.test_source="]
 
 
 @pytest.fixture
@@ -79,3 +85,14 @@ def test_histogram_of_sizes():
 
 def test_index_of_the_command_opens(web):
     assert len(Index.open("web.index")) == 62
+
+
+def test_a_run_on_a_subset_counts_its_epochs_and_what_reading_met(web):
+    pytest.importorskip("pyroaring")
+    (web / "ids.txt").write_text("\n".join(map(str, range(0, 40, 2))))
+    assert main(["data", "subset", "web.index", "--ids", "ids.txt", "-o", "even.subset"]) == 0
+    settings = ["data.source=web.index", "data.subset=even.subset", "output_dir=run", "train.num_steps=5"]
+    batches = ["train.global_batch_size=8", "train.micro_batch_size=8", "train.log_every=5"]
+    assert main(["train", str(SMOKE), *settings, *batches, "eval.every=null", *NO_EVALUATION]) == 0
+    line = json.loads((web / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["epoch"] == 2.0 and line["read_retries"] == line["unreadable_samples"] == 0

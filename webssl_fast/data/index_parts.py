@@ -6,10 +6,12 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,17 +115,23 @@ def _executed(work, tasks: Sequence[tuple[int, str, Path]], num_workers: int) ->
     # "spawn": the caller may have threads (torch, fsspec), which do not survive a fork.
     context = multiprocessing.get_context("spawn")
     num_workers = min(num_workers, len(tasks))
-    with ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(num_workers, context, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
         futures = [pool.submit(work, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed (is the memory full?): what is done is kept, and the same command goes "
+                "on, perhaps with fewer --workers"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent(parent: int) -> None:
-    """A worker of a process pool that loses its parent would wait for work for ever."""
+def _begin_worker(parent: int) -> None:
+    """Leaves Ctrl-C to the parent, and ends with it: a worker that loses its parent would wait for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

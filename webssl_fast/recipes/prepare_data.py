@@ -15,21 +15,24 @@ from webssl_fast.data.contact_sheet import write_contact_sheet
 from webssl_fast.data.index import Index
 from webssl_fast.data.indexing import build_index
 from webssl_fast.data.subset import Subset, index_of, is_subset, of_ids, sampled, whole, write_subset
-from webssl_fast.errors import UserError
+from webssl_fast.errors import Interrupted, UserError
 
 _CHUNK = 2**24  # sizes that are counted at once, to bound the memory
 
 
 def index(source: str, output: Path, num_workers: int, find_duplicates: bool, skip_unreadable: bool) -> None:
-    """Writes a saved index and prints what it holds. Raises UserError (see build_index)."""
+    """Writes a saved index and prints what it holds. Raises UserError (see build_index), Interrupted after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    report = build_index(
-        source,
-        output,
-        num_workers=max(1, num_workers),
-        find_duplicates=find_duplicates,
-        skip_unreadable=skip_unreadable,
-    )
+    try:
+        report = build_index(
+            source,
+            output,
+            num_workers=max(1, num_workers),
+            find_duplicates=find_duplicates,
+            skip_unreadable=skip_unreadable,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted("what is indexed so far is kept; start the same command again to go on") from None
     print(report.describe())
 
 
