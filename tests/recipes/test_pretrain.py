@@ -14,6 +14,7 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.engine import loop
 from webssl_fast.engine.distributed import Distributed
+from webssl_fast.methods.dinov2 import DinoV2
 from webssl_fast.plan.flops import flops_per_image
 from webssl_fast.recipes.pretrain import _warn_of_accumulation, pretrain
 
@@ -44,7 +45,7 @@ def test_accumulation_says_what_it_changes(caplog, micro_batch_size, world_size,
     )
     config = resolve(config, world_size=world_size, device="cpu")
     with caplog.at_level(logging.WARNING):
-        _warn_of_accumulation(config, Distributed(device=None, world_size=world_size))  # type: ignore[arg-type]
+        _warn_of_accumulation(DinoV2, config, Distributed(device=None, world_size=world_size))  # type: ignore[arg-type]
     if num_passes == 1:
         assert not caplog.text
     else:

@@ -111,10 +111,10 @@ def _flatten(tree: dict, prefix: str = ""):
 
 
 def _explain(item: Any) -> str:
-    location = [str(part) for part in item["loc"]]
+    location, tags = _split_tags([str(part) for part in item["loc"]])
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
-        parent = _model_at(location[:-1])
+        parent = _model_at(location[:-1], tags)
         known = list(parent.model_fields) if parent else []
         everywhere = dict(_all_keys(RunConfig))
         near = difflib.get_close_matches(location[-1], known, n=1)
@@ -131,20 +131,33 @@ def _explain(item: Any) -> str:
     return f"{key}: {message}, got {item['input']!r}"
 
 
-def _model_at(location: list[str]) -> type[BaseModel] | None:
+def _split_tags(location: list[str]) -> tuple[list[str], dict[str, str]]:
+    """A key without the names that pydantic adds where a model was chosen by its `name`; and those, by key."""
+    if location[0] == "method" and len(location) > 1:
+        return [location[0], *location[2:]], {"method": location[1]}
+    return location, {}
+
+
+def _model_at(location: list[str], tags: dict[str, str]) -> type[BaseModel] | None:
     model: type[BaseModel] = RunConfig
     for part in location:
         field = model.model_fields.get(part)
-        candidates = [field.annotation, *typing.get_args(field.annotation)] if field else []
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        models = _models_of(field.annotation) if field else []
+        if part in tags:
+            models = [m for m in models if m.model_fields["name"].default == tags[part]]
         if not models:
             return None
         model = models[0]
     return model
 
 
+def _models_of(annotation: Any) -> list[type[BaseModel]]:
+    candidates = [annotation, *typing.get_args(annotation)]
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+
+
 def _all_keys(model: type[BaseModel], prefix: str = ""):
     for name, field in model.model_fields.items():
         yield prefix + name, name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _all_keys(field.annotation, f"{prefix}{name}.")
+        for below in _models_of(field.annotation):
+            yield from _all_keys(below, f"{prefix}{name}.")
