@@ -67,6 +67,20 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
 _STANDS_IN = {"pooled": "its own pooling of the last block", "patch_mean": "the mean of its patch tokens"}
 
 
+def load_method(source: str | Path, device: torch.device | str = "cpu") -> Method:
+    """Everything that the method of an own run holds, on `device`. UserError where the source is no own run."""
+    kind, path = _kind(source)
+    if kind != "own":
+        raise UserError(
+            f"{source} is no run of ours, of which alone a whole method can be had; name a run's output_dir"
+        )
+    checkpoint, _, method = _open_run(path)
+    assert isinstance(method, nn.Module)
+    method.to_empty(device=device)
+    load_weights(checkpoint, method, _HERE)
+    return method
+
+
 def untrained_twin(encoder: Encoder, seed: int) -> BackboneEncoder:
     """A fresh network of the architecture of one of ours, on the same device."""
     assert isinstance(encoder, BackboneEncoder)
