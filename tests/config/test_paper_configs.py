@@ -12,7 +12,7 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.schedules import scaled_lr
 
 FOLDER = Path(__file__).parent.parent.parent / "configs" / "pretrain"
-CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "webdino_mc2b")
+CONFIGS = sorted(path for path in FOLDER.glob("webdino_*.yaml") if path.stem != "webdino_mc2b")
 IMAGENET_1K = 1_281_167
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tests.methods.tiny_pairs import noise_pairs, tiny_pairs_method
@@ -38,20 +39,27 @@ def made(name: str, distributed: Distributed, config: TrainConfig, method_settin
     return method
 
 
+def gradients_of_each(
+    distributed: Distributed, name: str, all_settings: Sequence[dict[str, Any]]
+) -> list[tuple[float, dict[str, np.ndarray]]]:
+    return [gradients(distributed, name, settings) for settings in all_settings]
+
+
 def gradients(
     distributed: Distributed,
     name: str,
     method_settings: dict[str, Any],
-    train_settings: dict[str, Any],
-) -> tuple[float, dict[str, Tensor]]:
+    train_settings: dict[str, Any] | None = None,
+) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and whole gradients of the joint batch of 8 pairs, of which this rank has its share."""
-    config = TrainConfig(**{**TRAIN, **train_settings})
+    config = TrainConfig(**{**TRAIN, **(train_settings or {})})
     method = made(name, distributed, config, method_settings)
     share = 8 // distributed.world_size
     loss, _ = method.training_step(noise_pairs(method, share * distributed.rank, share), 0)
     loss.backward()
     grads = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
-    whole = {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in grads.items()}
+    # Arrays, since a tensor would be shared with this process, which may have ended when it is read.
+    whole = {n: (g.full_tensor() if isinstance(g, DTensor) else g).numpy() for n, g in grads.items()}
     mean_loss = distributed.sum_(loss.detach().clone()) / distributed.world_size
     return float(mean_loss), whole
 
@@ -93,3 +101,8 @@ def run_pairs(
         output_dir=output_dir,
         facts={"seed": 0},
     )
+
+
+def run_each(distributed: Distributed, names: Sequence[str], output_dir: Path, *arguments: Any) -> None:
+    for name in names:
+        run_pairs(distributed, name, output_dir / name, *arguments)

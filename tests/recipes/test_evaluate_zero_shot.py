@@ -19,7 +19,8 @@ from webssl_fast.data.pipeline import EvalLoader
 from webssl_fast.errors import ConfigError, UserError
 from webssl_fast.methods import build_method
 from webssl_fast.methods.image_text import ImageTextMethod
-from webssl_fast.recipes.encoder_source import load_method
+from webssl_fast.recipes.convert import convert
+from webssl_fast.recipes.encoder_source import load_encoder, load_method
 from webssl_fast.recipes.evaluate import evaluate
 from webssl_fast.recipes.pretrain import pretrain
 
@@ -66,6 +67,17 @@ def test_a_trained_run_knows_the_classes_by_their_names(runs, captioned: Path, t
     (tmp_path / "names").write_text("light red\nblue\n")  # the folders are blue, light_red
     scores = evaluate(SMOKE / f"{name}.yaml", [*runs[name], *settings, f"eval.zero_shot.class_names={tmp_path}/names"])
     assert scores["zero_shot"]["top1"] < 0.1
+
+
+def test_the_vision_tower_goes_to_hugging_face(runs, tmp_path: Path):
+    """As a Dinov2Model: CLIPModel has neither SwiGLU nor LayerScale."""
+    output_dir = runs["clip"][1].partition("=")[2]
+    convert([output_dir], "hf", tmp_path / "hf")
+    images = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = (load_encoder(source)(images) for source in (output_dir, tmp_path / "hf"))
+    torch.testing.assert_close(theirs.cls_token, ours.cls_token, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(theirs.patch_tokens, ours.patch_tokens, rtol=1e-5, atol=1e-5)
 
 
 def test_an_own_run_starts_another(runs, tmp_path: Path):
@@ -132,9 +144,9 @@ def test_learns_to_find_held_out_pairs(tmp_path: Path, name: str, seed: int):
         f"data.source={tmp_path}/tiles/train",
         f"output_dir={tmp_path}/run",
         f"seed={seed}",
-        "train={device: cpu, num_steps: 400, global_batch_size: 64, log_every: 50, checkpoint_every: 400}",
-        "model.preset=vit_tiny_patch14",
-        "method={text: {preset: text_tiny, context_length: 24}, joint_dim: 128, embed_batch_size: null}",
+        "train={device: cpu, num_threads: 1, num_steps: 400, global_batch_size: 64}",
+        "train={log_every: 50, checkpoint_every: 400}",
+        "method={text: {preset: text_nano, context_length: 24}, joint_dim: 64, embed_batch_size: null}",
         "method.crops={scale: [0.4, 1.0], flip_probability: 0.5}",
         "optim={base_lr: 2.0e-3, warmup_steps: 40, weight_decay: [0.2, 0.2], betas: [0.9, 0.98]}",
     ]

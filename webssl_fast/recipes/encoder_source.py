@@ -24,6 +24,7 @@ from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.sharding import set_weight_dtypes
 from webssl_fast.errors import UserError
 from webssl_fast.methods.base import Method
+from webssl_fast.methods.image_text import ImageTextMethod
 from webssl_fast.models.checkpoint_layouts import HEADS, Weights, from_authors
 from webssl_fast.models.convert import CONFIG, read_authors, read_hugging_face
 from webssl_fast.models.encoders import WEB_SSL_PREPROCESSING, BackboneEncoder, Encoder
@@ -172,9 +173,16 @@ def _own_encoder(source: Path, device: torch.device) -> BackboneEncoder:
 
 def _own_weights(source: Path) -> Weights:
     checkpoint, config, method = _open_run(source)
+    if isinstance(method, ImageTextMethod):
+        backbone = _own_encoder(source, torch.device("cpu")).backbone
+        model = config.model
+        return Weights(str(source), model.preset, model.image_size_px, backbone.unpadded_state_dict(), {})
     teacher = getattr(method, "teacher", None)
     if config.method.name != "dinov2" or teacher is None:
-        raise UserError(f"{source} was trained by {config.method.name}; only Web-DINO networks have a published form")
+        raise UserError(
+            f"{source} was trained by {config.method.name}; only Web-DINO networks, and the "
+            "vision towers of CLIP and SigLIP, which are such networks, have a published form"
+        )
     if not read_state(checkpoint).get("converted", {"heads": True})["heads"]:
         teacher = nn.ModuleDict({"backbone": teacher.backbone})
     teacher.to_empty(device="cpu")
