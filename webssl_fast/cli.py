@@ -58,6 +58,7 @@ into output_dir/eval:
   knn.json                  k-NN on labelled images; for a run of ours with an untrained encoder beside it
   linear_probe.json         52 linear heads, trained at once, the best on validation images
   logistic_regression.json  one linear head on features that are computed once
+  zero_shot.json            classification by the classes' names, of a run by clip or siglip
   segmentation.json         a linear head on ADE20K, and pictures of what it predicts
   depth.json                a linear head on NYUd v2, and pictures of what it predicts
   alignment.json            agreement with language models on image-caption pairs

@@ -66,6 +66,7 @@ class Batch:
     sample_ids  int64 [B]: the sample that stands there (its replacement, where the file could not be decoded)
     crops       one tensor [V, B, 3, S, S] for each group of crops of equal size, in the order of the recipes
     labels      int64 [B], -1 where a sample has none
+    captions    the text of each sample, where the method asks for them; they stay on the host
     host        what the method prepared for this batch on the host (masks and the like): Tensors move to the device
     num_bad     samples that had to be replaced
     """
@@ -76,6 +77,7 @@ class Batch:
     labels: Tensor
     host: dict[str, Tensor] = field(default_factory=dict)
     num_bad: int = 0
+    captions: list[str] | None = None
 
     @property
     def num_images(self) -> int:
@@ -92,6 +94,7 @@ class Batch:
             move(self.labels),
             {k: move(v) for k, v in self.host.items()},
             self.num_bad,
+            self.captions,
         )
 
     def pinned(self) -> Batch:
@@ -107,6 +110,7 @@ class Batch:
             pin(self.labels),
             {k: pin(v) for k, v in self.host.items()},
             self.num_bad,
+            self.captions,
         )
 
 

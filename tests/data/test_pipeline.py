@@ -118,6 +118,34 @@ def test_nothing_decodable_is_a_clear_error(tmp_path):
         loader.batch(0)
 
 
+def test_captions_come_with_their_images_and_a_missing_one_counts_as_bad(tmp_path):
+    files = {f"{i}.jpg": encode(picture(40, 50, seed=i)) for i in range(12)}
+    files |= {f"{i}.txt": f" caption {i}\n".encode() for i in range(12) if i not in (3, 7, 9)}
+    files |= {"7.txt": b"  ", "9.txt": b"\xff\xfe"}
+    index = Index.open(str(write_folder(tmp_path, files)))
+    prepared = []
+    options = {"captions": True, "config": CONFIG.model_copy(update={"max_bad_share": 0.5})}
+    with loader_of(index, output_dir=str(tmp_path), prepare=prepared.append, **options) as loader:
+        batches = [loader.batch(step, micro_step) for step in range(3) for micro_step in range(2)]
+    seen = set()
+    for batch in batches:
+        names = [index.name(i).removesuffix(".jpg") for i in batch.sample_ids.tolist()]
+        assert batch.captions == [f"caption {name}" for name in names]
+        assert batch.to(torch.device("cpu")).captions == batch.captions
+        seen |= set(names)
+    assert all(x is y for x, y in zip(prepared, batches, strict=True)), "what is prepared has its captions"
+    assert seen == {str(i) for i in range(12)} - {"3", "7", "9"} and sum(batch.num_bad for batch in batches) >= 3
+    bad = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
+    reasons = {entry["name"]: entry["reason"] for entry in bad}
+    assert "has no caption" in reasons["3.jpg"] and "empty caption" in reasons["7.jpg"]
+    assert "cannot be read" in reasons["9.jpg"]
+    with loader_of(index, num_threads=1, prefetch_batches=2, micro_batch_size=8, **options) as loader:
+        again = [loader.batch(step, 0) for step in range(3)]
+    assert [c for b in again for c in b.captions] == [c for b in batches for c in b.captions]
+    with loader_of(index) as loader:
+        assert loader.batch(0, 0).captions is None
+
+
 def test_files_that_vanish_are_replaced(tmp_path):
     root = make_folder(tmp_path, num_bad=0)
     index = Index.open(str(root))

@@ -24,6 +24,8 @@ SIZE_PX = 2
 
 class ToyMethod(nn.Module):
     name = "toy"
+    wants_captions = False
+    accumulation_changes = ""
 
     def __init__(self, width: int = 7, num_steps: int = 100):
         super().__init__()

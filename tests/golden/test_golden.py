@@ -13,19 +13,27 @@ import pytest
 import torch
 
 from tests.methods.tiny import noise_batch, tiny_mae, tiny_method
+from tests.methods.tiny_pairs import noise_pairs, tiny_pairs_method
 from webssl_fast.config.schema import OptimConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
 
 GOLDEN = Path(__file__).parent
+# By name: the method, and its batch of a step.
 METHODS = {
-    "dinov2": lambda: tiny_method(drop_path_rate=0.3, num_steps=20, ema_momentum=(0.9, 1.0)),
-    "mae": tiny_mae,
+    "dinov2": (
+        lambda: tiny_method(drop_path_rate=0.3, num_steps=20, ema_momentum=(0.9, 1.0)),
+        lambda method, step: noise_batch(method, 8 * step, 8, seed=step),
+    ),
+    "mae": (tiny_mae, lambda method, step: noise_batch(method, 8 * step, 8, seed=step)),
+    "clip": (lambda: tiny_pairs_method("clip"), lambda method, step: noise_pairs(method, 8 * step)),
+    "siglip": (lambda: tiny_pairs_method("siglip"), lambda method, step: noise_pairs(method, 8 * step)),
 }
 
 
 def first_losses(name: str) -> list[float]:
-    method = METHODS[name]()
+    make_method, make_batch = METHODS[name]
+    method = make_method()
     optimizer = Optimizer(
         method,
         OptimConfig(base_lr=2e-2, warmup_steps=5),
@@ -35,7 +43,7 @@ def first_losses(name: str) -> list[float]:
     )
     losses = []
     for step in range(20):
-        loss, _ = method.training_step(noise_batch(method, 8 * step, 8, seed=step), step)
+        loss, _ = method.training_step(make_batch(method, step), step)
         loss.backward()
         optimizer.step(step, loss.detach())
         method.after_step(step)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.recipes.captioned import DESCRIPTIONS, PHRASES
 from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import AlignmentConfig, EvalConfig, ModelConfig, RunConfig
 from webssl_fast.data.sample import make_sample_data
@@ -19,25 +20,6 @@ from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.recipes.evaluate_alignment import evaluate_alignment
 
-DESCRIPTIONS = {
-    "astronaut": "an astronaut in an orange space suit before a flag",
-    "brick": "a wall of red bricks",
-    "camera": "a man with a film camera on a tripod",
-    "cat": "a ginger cat that looks into the lens",
-    "cell": "a biological cell under a microscope",
-    "coffee": "a cup of coffee with a spoon on a wooden table",
-    "coins": "ancient Greek coins in rows",
-    "flower": "a red dahlia flower in the sun",
-    "galaxies": "far galaxies in the dark night sky",
-    "grass": "green grass of a lawn",
-    "gravel": "small stones of a gravel path",
-    "retina": "the retina of a human eye with its blood vessels",
-    "rocket": "a rocket on its launch pad at night",
-    "temple": "a Chinese temple with a golden roof",
-    "text": "a scanned page of printed text",
-    "tissue": "stained tissue of a biopsy",
-}
-PHRASES = ("a photograph of {}", "{}, seen close", "part of a picture that shows {}", "a detail: {}")
 HERE = Distributed(torch.device("cpu"))
 
 

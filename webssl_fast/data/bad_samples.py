@@ -48,9 +48,7 @@ class BadSampleLog:
                 "reason": reason,
             }
             if len(self._listed) == 1:
-                logger.warning(
-                    "sample %s cannot be decoded: %s. More are listed in %s", entry["name"], reason, self.path
-                )
+                logger.warning("sample %s cannot be used: %s. More are listed in %s", entry["name"], reason, self.path)
             if self._path is None:
                 return
             line = "\n" * ends_in_half_a_line + json.dumps(entry) + "\n"
@@ -92,7 +90,7 @@ class BadShareLimit:
         share = self.num_bad / max(self.num_seen, 1)
         if self.num_seen >= self._min_seen and share > self._max_share:
             raise UserError(
-                f"{self.num_bad} of {self.num_seen} samples ({share:.1%}) could not be decoded, more than "
+                f"{self.num_bad} of {self.num_seen} samples ({share:.1%}) could not be used, more than "
                 f"data.max_bad_share = {self._max_share:.1%}. They are listed with reasons in {self._listed_in}. "
                 f"Repair or remove them, or raise data.max_bad_share."
             )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from webssl_fast.data.index import CAPTION, Index
 from webssl_fast.data.read import SampleReader
+from webssl_fast.data.training_data import TrainingData
 from webssl_fast.errors import UserError
 
 
@@ -13,12 +14,13 @@ def read_captions(index: Index, sample_ids: Sequence[int]) -> list[str]:
     """The caption of each sample. Raises UserError where one has none, or an empty or undecodable one."""
     reader = SampleReader()
     try:
-        return [_caption(index, reader, int(sample_id)) for sample_id in sample_ids]
+        return [read_caption(index, reader, int(sample_id)) for sample_id in sample_ids]
     finally:
         reader.close()
 
 
-def _caption(index: Index, reader: SampleReader, sample_id: int) -> str:
+def read_caption(index: Index | TrainingData, reader: SampleReader, sample_id: int) -> str:
+    """The caption of one sample, its ends stripped. Raises UserError as `read_captions` does."""
     where = f"data source {index.source!r}: sample {index.name(sample_id)!r}"
     try:
         location = index.locate_member(sample_id, CAPTION)

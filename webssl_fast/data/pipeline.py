@@ -20,6 +20,7 @@ from torch import Tensor
 
 from webssl_fast.config.schema import DataConfig
 from webssl_fast.data.bad_samples import BadSampleLog, BadShareLimit
+from webssl_fast.data.captions import read_caption
 from webssl_fast.data.crops import evaluation_crop, training_crops
 from webssl_fast.data.decode import BadImage, make_decoder
 from webssl_fast.data.device_stream import DeviceStream
@@ -51,6 +52,7 @@ def loader_threads(config: DataConfig, prefetch_batches: int, num_compute_thread
 @dataclass
 class _Loaded:
     images: list[Tensor] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
     sample_ids: list[int] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)  # sample id, reason
 
@@ -78,6 +80,7 @@ class _ImageSource:
         loaded = _Loaded()
         for part in self._pool.map(work, self._chunks(numbers_B)):
             loaded.images += part.images
+            loaded.captions += part.captions
             loaded.sample_ids += part.sample_ids
             loaded.bad += part.bad
         return loaded
@@ -90,6 +93,23 @@ class _ImageSource:
             files = self._read(ids_B)
         images = iter(self._decoder.decode([data for data in files if isinstance(data, bytes)]))
         return [data if isinstance(data, BadImage) else next(images) for data in files]
+
+    def load_pairs(self, ids_B: np.ndarray) -> list[tuple[Tensor, str] | BadImage]:
+        """Image and caption of each sample, or why one of them is missing; on the calling thread."""
+        captions = [self._caption(sample_id) for sample_id in ids_B.tolist()]
+        captioned_B = np.array([isinstance(caption, str) for caption in captions])
+        images = iter(self.load(ids_B[captioned_B]))
+        pairs: list[tuple[Tensor, str] | BadImage] = []
+        for caption in captions:
+            image = caption if isinstance(caption, BadImage) else next(images)
+            pairs.append(image if isinstance(image, BadImage) else (image, str(caption)))
+        return pairs
+
+    def _caption(self, sample_id: int) -> str | BadImage:
+        try:
+            return read_caption(self._index, self._reader, sample_id)
+        except UserError as error:
+            return BadImage(str(error))
 
     def health(self) -> dict[str, int]:
         """What reading has met so far: remote reads that were tried again, samples that could not be read at all."""
@@ -118,6 +138,7 @@ class TrainLoader:
     data, config      what is read (an Index: all of it), and how
     recipes           the crops of an image (methods.base.Method.crop_recipes)
     prepare           the method's host work on a batch; runs on the thread that makes the batch
+    captions          batches come with captions; a sample without one is replaced, as an undecodable one is
     dtype             of the crops
     mean, std         of the crops' normalisation
     prefetch_batches  made ahead in the background; 0: made in `batch`, between the steps of training
@@ -140,6 +161,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         prepare: Callable[[Batch], None] | None = None,
+        captions: bool = False,
         dtype: torch.dtype = torch.float32,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -159,7 +181,7 @@ class TrainLoader:
         self.order = SampleOrder(data, seed, config.shuffle_run)
         self._place = (rank, world_size, global_batch_size, micro_batch_size)
         self._prepare, self._dtype, self._num_threads = prepare, dtype, num_threads
-        self._pin_memory = pin_memory
+        self._captions, self._pin_memory = captions, pin_memory
         self._mean, self._std = mean, std
         self.num_micro_steps = global_batch_size // (world_size * micro_batch_size)
         self.data_wait_seconds = 0.0  # time spent in `batch` so far
@@ -223,32 +245,39 @@ class TrainLoader:
             crops=crops,
             labels=torch.from_numpy(self._data.label(ids_B)),
             num_bad=int((ids_B != self.order.sample_ids(positions_B)).sum()),
+            captions=loaded.captions if self._captions else None,
         )
         if self._prepare is not None:
             self._prepare(batch)
         return batch.pinned() if self._pin_memory else batch
 
     def _load_positions(self, positions_B: np.ndarray) -> _Loaded:
-        """Images at positions; each undecodable sample replaced by the next in a sequence that its position draws."""
+        """Images (and captions) at positions; each bad sample replaced by the next in a sequence that its position
+        draws."""
         images: list[Tensor | None] = [None] * len(positions_B)
+        captions = [""] * len(positions_B) if self._captions else []
         ids_B = self.order.sample_ids(positions_B)
         bad: list[tuple[int, str]] = []
         pending = np.arange(len(positions_B))
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            results = self._source.load(ids_B[pending])
+            load = self._source.load_pairs if self._captions else self._source.load
+            results = load(ids_B[pending])
             for place, result in zip(pending.tolist(), results, strict=True):
                 if isinstance(result, BadImage):
                     bad.append((int(ids_B[place]), result.reason))
+                elif isinstance(result, tuple):
+                    images[place], captions[place] = result
                 else:
                     images[place] = result
             pending = pending[[isinstance(result, BadImage) for result in results]]
             if not len(pending):
-                return _Loaded(images, ids_B.tolist(), bad)  # type: ignore[arg-type]  # every place is filled now
+                return _Loaded(images, captions, ids_B.tolist(), bad)  # type: ignore[arg-type]  # every place is filled now
             ids_B[pending] = self.order.replacement_ids(positions_B[pending], attempt)
         sample_id, reason = bad[-1]
         raise UserError(
-            f"{MAX_ATTEMPTS} samples in a row could not be decoded, the last being {self._data.name(sample_id)!r}: "
-            f"{reason}. Check that data.source = {self._data.source!r} is readable and holds images."
+            f"{MAX_ATTEMPTS} samples in a row could not be used, the last being {self._data.name(sample_id)!r}: "
+            f"{reason}. Check that data.source = {self._data.source!r} is readable and holds "
+            f"{'images with captions' if self._captions else 'images'}."
         )
 
 

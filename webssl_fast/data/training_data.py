@@ -64,6 +64,10 @@ class TrainingData:
         number, own_id = self._own(sample_id)
         return self.parts[number].index.locate(own_id)
 
+    def locate_member(self, sample_id: int, extension: str) -> Location | None:
+        number, own_id = self._own(sample_id)
+        return self.parts[number].index.locate_member(own_id, extension)
+
     def name(self, sample_id: int) -> str:
         number, own_id = self._own(sample_id)
         return self.parts[number].index.name(own_id)

@@ -36,9 +36,9 @@ class Method(Protocol):
     """
 
     name: str
-    # What of the objective is taken over the images of one pass (of all ranks) only, as a clause for a warning: where a
-    # step accumulates several passes, it is another objective. None: nothing is.
-    balanced_over_pass: str | None
+    wants_captions: bool  # batches come with `Batch.captions`, and a sample without a caption counts as a bad one
+    # What accumulating gradients over several passes changes in the objective, as a sentence; "": nothing.
+    accumulation_changes: str
 
     def crop_recipes(self) -> list[CropRecipe]:
         """The crops of one image, equal sizes next to each other: a group of `Batch.crops` each."""
@@ -69,9 +69,10 @@ class Method(Protocol):
         ...
 
     def prepare(self, batch: Batch) -> None:
-        """Host work on a batch that needs its positions only (masks, drop-path choices): fills `batch.host`.
+        """Host work on a batch that needs its positions and captions only (masks, drop-path choices, tokens): fills
+        `batch.host`.
 
-        Runs on a loader thread; a pure function of the seed and the positions.
+        Runs on a loader thread; a pure function of the seed, the positions and the captions.
         """
         ...
 

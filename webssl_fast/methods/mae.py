@@ -29,7 +29,8 @@ from webssl_fast.records import Batch, CropRecipe, Features
 
 class Mae(nn.Module):
     name = "mae"
-    balanced_over_pass: str | None = None
+    wants_captions = False
+    accumulation_changes = ""
 
     def __init__(
         self,

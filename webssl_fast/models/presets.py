@@ -90,3 +90,29 @@ def preset(name: str) -> ViTPreset:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"model.preset: no preset {name!r}; {hint}known: {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class TextPreset:
+    width: int
+    depth: int
+    num_heads: int
+
+
+# The text towers of OpenAI's CLIP B and L (arXiv 2103.00020, Table 19), OpenCLIP's H, and its bigG, which MetaCLIP's
+# largest model has.
+TEXT_PRESETS = {
+    "text_nano": TextPreset(64, 2, 2),  # for tests
+    "text_tiny": TextPreset(192, 6, 3),
+    "text_small": TextPreset(512, 12, 8),
+    "text_base": TextPreset(768, 12, 12),
+    "text_large": TextPreset(1024, 24, 16),
+    "text_bigg": TextPreset(1280, 32, 20),
+}
+
+
+def text_preset(name: str) -> TextPreset:
+    """The preset of that name; ConfigError with the known names otherwise."""
+    if name not in TEXT_PRESETS:
+        raise ConfigError(f"method.text.preset: no preset {name!r}; known: {', '.join(TEXT_PRESETS)}")
+    return TEXT_PRESETS[name]

@@ -24,6 +24,7 @@ from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.sharding import set_weight_dtypes
 from webssl_fast.errors import UserError
 from webssl_fast.methods.base import Method
+from webssl_fast.methods.image_text import ImageTextMethod
 from webssl_fast.models.checkpoint_layouts import HEADS, Weights, from_authors
 from webssl_fast.models.convert import CONFIG, read_authors, read_hugging_face
 from webssl_fast.models.encoders import BackboneEncoder, Encoder
@@ -65,6 +66,21 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
 
 
 _STANDS_IN = {"pooled": "its own pooling of the last block", "patch_mean": "the mean of its patch tokens"}
+
+
+def load_method(source: str | Path, device: torch.device | str = "cpu") -> Method:
+    """The method of an own run with all its weights in fp32, on `device`, in eval mode. UserError where the source is
+    no own run."""
+    kind, path = _kind(source)
+    if kind != "own":
+        raise UserError(
+            f"{source} is no run of ours, of which alone a whole method can be had; name a run's output_dir"
+        )
+    checkpoint, _, method = _open_run(path)
+    assert isinstance(method, nn.Module)
+    method.to_empty(device=device)
+    load_weights(checkpoint, method, _HERE)
+    return method.float().eval().requires_grad_(False)
 
 
 def untrained_twin(encoder: Encoder, seed: int) -> BackboneEncoder:
@@ -149,17 +165,11 @@ def _own_encoder(source: Path, device: torch.device) -> BackboneEncoder:
     return encoder.float()
 
 
-def load_method(source: str | Path) -> Method:
-    """The method of an own run with all its weights, on the CPU, in eval mode. Raises UserError as `load_encoder`."""
-    checkpoint, _, method = _open_run(Path(source))
-    assert isinstance(method, nn.Module)
-    method.to_empty(device="cpu")
-    load_weights(checkpoint, method, _HERE)
-    return method.float().eval().requires_grad_(False)
-
-
 def _own_weights(source: Path) -> Weights:
     checkpoint, config, method = _open_run(source)
+    if isinstance(method, ImageTextMethod):  # its vision tower is such a network; the text tower has no place there
+        vision, model = _own_encoder(source, torch.device("cpu")).backbone, config.model
+        return Weights(str(source), model.preset, model.image_size_px, vision.unpadded_state_dict(), {})
     assert isinstance(method, nn.Module)
     prefix = judged_prefix(method)
     networks = method.get_submodule(prefix.removeprefix(METHOD_PREFIX).removesuffix("."))

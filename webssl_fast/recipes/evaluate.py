@@ -23,6 +23,7 @@ from webssl_fast.recipes.evaluate_dense import evaluate_depth, evaluate_segmenta
 from webssl_fast.recipes.evaluate_knn import evaluate_knn
 from webssl_fast.recipes.evaluate_linear_probe import evaluate_linear_probe
 from webssl_fast.recipes.evaluate_logistic_regression import evaluate_logistic_regression
+from webssl_fast.recipes.evaluate_zero_shot import evaluate_zero_shot
 from webssl_fast.recipes.setup import prepared
 from webssl_fast.records import EvalResult
 
@@ -45,6 +46,7 @@ EVALUATIONS = {
     "knn": Evaluation(evaluate_knn, "train_source", beside_untrained=True),
     "logistic_regression": Evaluation(evaluate_logistic_regression, "train_source"),
     "linear_probe": Evaluation(evaluate_linear_probe, "train_source"),
+    "zero_shot": Evaluation(evaluate_zero_shot, "source"),
     "segmentation": Evaluation(evaluate_segmentation, "source"),
     "depth": Evaluation(evaluate_depth, "source"),
     "alignment": Evaluation(evaluate_alignment, "source"),
