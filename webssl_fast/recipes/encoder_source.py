@@ -159,8 +159,7 @@ def _own_encoder(source: Path, device: torch.device) -> BackboneEncoder:
     encoder = method.encoder()
     assert isinstance(encoder, BackboneEncoder)
     encoder.to_empty(device=device)
-    prefix = f"{judged_prefix(method)}backbone."
-    load_weights(checkpoint, encoder.backbone, _HERE, prefix=prefix)
+    load_weights(checkpoint, encoder.backbone, _HERE, prefix=f"{METHOD_PREFIX}{_backbone_name(method)}.")
     encoder.name = f"{checkpoint.parent.parent.resolve().name}/{checkpoint.name}"
     return encoder.float()
 
@@ -186,10 +185,14 @@ def _own_weights(source: Path) -> Weights:
 
 def judged_prefix(method: Method) -> str:
     """What stands before `backbone.` in a checkpoint's names of the network that the method judges."""
+    return METHOD_PREFIX + _backbone_name(method).removesuffix("backbone")
+
+
+def _backbone_name(method: Method) -> str:
+    """Of the network that the method judges, within the method."""
     encoder = method.encoder()
     assert isinstance(method, nn.Module) and isinstance(encoder, BackboneEncoder)
-    name = next(name for name, module in method.named_modules() if module is encoder.backbone)
-    return METHOD_PREFIX + name.removesuffix("backbone")
+    return next(name for name, module in method.named_modules() if module is encoder.backbone)
 
 
 def is_own_training(source: str | Path) -> bool:
