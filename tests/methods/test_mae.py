@@ -197,6 +197,10 @@ def test_a_run_that_starts_on_meta_ends_equal():
     ("overrides", "expected"),
     [
         ({"drop_path_rate": 0.1}, "model.drop_path_rate is 0.1, but MAE has no drop-path"),
+        (
+            {"preset": "vit_nano_patch14"},
+            "vit_nano_patch14, which method.name=mae does not train; allowed: vit_mae_nano",
+        ),
         ({"mask_ratio": 0.97}, "method.mask_ratio is 0.97, which leaves 0 of 16 patches"),
         ({"decoder_width": 30, "decoder_num_heads": 2}, "method.decoder_width is 30, which must be a multiple of"),
     ],

@@ -29,6 +29,7 @@ from webssl_fast.models.checkpoint_layouts import HEADS, Weights
 from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.heads import PrototypeHead
 from webssl_fast.models.init import assign
+from webssl_fast.models.presets import WEB_DINO, check_architecture
 from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.ops.prototype_cross_entropy import prototype_cross_entropy
 from webssl_fast.records import Batch, CropRecipe
@@ -66,6 +67,7 @@ class DinoV2(nn.Module):
         self.config, self.optim = config, optim
         self.num_steps, self.group_size, self.seed = num_steps, group_size, seed
         self.drop_path_rate = model.drop_path_rate
+        check_architecture(model.preset, WEB_DINO, self.name)
         self.student = StudentTeacherNetworks(config, model)
         self.teacher = StudentTeacherNetworks(config, replace_drop_path(model)).requires_grad_(False)
         self.dino_targets = PrototypeTargets(config, config.dino_head.num_prototypes)

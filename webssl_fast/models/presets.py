@@ -81,6 +81,13 @@ def swiglu_hidden_dim(width: int, pad_multiple: int = 1) -> int:
     return -(-hidden // pad_multiple) * pad_multiple
 
 
+def check_architecture(name: str, wanted: Architecture, method: str) -> None:
+    """ConfigError where the preset of that name is not of the architecture that a method trains."""
+    if preset(name).architecture != wanted:
+        known = ", ".join(key for key, size in PRESETS.items() if size.architecture == wanted)
+        raise ConfigError(f"model.preset is {name}, which method.name={method} does not train; allowed: {known}")
+
+
 def preset(name: str) -> ViTPreset:
     """The preset of that name; ConfigError with the known names otherwise."""
     if name not in PRESETS:
