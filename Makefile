@@ -45,6 +45,7 @@ $(VENV)/.build-requirements: pyproject.toml $(VENV)/.torch
 # Editable: Python sources run from the checkout. A change of the kernels builds again, and ninja builds what changed.
 $(VENV)/.installed: $(VENV)/.build-requirements setup.py CMakeLists.txt $(KERNEL_SOURCES)
 	$(PIP_INSTALL) --no-build-isolation -e '.[$(EXTRAS)]'
+	$(PIP_INSTALL) --no-deps open-clip-torch  # for the list of CLIP's byte pairs: nothing of it is imported
 	@touch $@
 
 install build: $(VENV)/.installed

@@ -14,13 +14,14 @@ from torch.distributed.tensor import DTensor
 
 from tests.methods.tiny_pairs import noise_pairs, tiny_pairs_method
 from webssl_fast.config.schema import OptimConfig, TrainConfig
+from webssl_fast.engine import sharding
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.loop import micro_steps, train
 from webssl_fast.engine.sharding import materialize
 from webssl_fast.methods.image_text import ImageTextMethod
 from webssl_fast.records import Batch
 
-NUM_STEPS = 10
+NUM_STEPS = 6
 TRAIN = {
     "precision": "fp32",
     "num_steps": NUM_STEPS,
@@ -62,6 +63,17 @@ def gradients(
     whole = {n: (g.full_tensor() if isinstance(g, DTensor) else g).numpy() for n, g in grads.items()}
     mean_loss = distributed.sum_(loss.detach().clone()) / distributed.world_size
     return float(mean_loss), whole
+
+
+def step_as_on_gpus(distributed: Distributed, name: str) -> tuple[float, torch.dtype]:
+    """Loss of one step with weights gathered as bf16, which a run on CPUs does not do; and the scale's dtype in it."""
+    sharding._gathered_dtype = lambda precision, device: torch.bfloat16
+    method = made(name, distributed, TrainConfig(**{**TRAIN, "precision": "bf16"}), {"embed_batch_size": 3})
+    share = 8 // distributed.world_size
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, scalars = method.training_step(noise_pairs(method, share * distributed.rank, share), 0)
+    loss.backward()
+    return float(distributed.sum_(loss.detach().clone())) / distributed.world_size, scalars["logit_scale"].dtype
 
 
 class PairsLoader:

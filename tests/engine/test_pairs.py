@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.engine.comparison import assert_same_run, metrics_of
-from tests.engine.pairs_run import NUM_STEPS, gradients, gradients_of_each, run_each, run_pairs
+from tests.engine.pairs_run import NUM_STEPS, gradients, gradients_of_each, run_each, run_pairs, step_as_on_gpus
 from tests.engine.rank_processes import run_ranks
 from webssl_fast.engine.distributed import Distributed
 
@@ -57,6 +57,13 @@ def test_two_ranks_train_what_one_trains_and_hand_over(tmp_path):
 def test_a_killed_run_of_two_passes_a_step_goes_on_bit_for_bit(tmp_path):
     settings = {"micro_batch_size": 4}
     run_pairs(CPU, "clip", tmp_path / "whole", None, settings)
-    run_pairs(CPU, "clip", tmp_path / "killed", None, settings, stop_at_step=6)
+    run_pairs(CPU, "clip", tmp_path / "killed", None, settings, stop_at_step=4)
     run_pairs(CPU, "clip", tmp_path / "killed", None, settings)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_gathered_as_bf16_leave_the_scale_in_fp32(name):
+    expected, _ = gradients(CPU, name, {})
+    for loss, scale_dtype in run_ranks(2, step_as_on_gpus, name):
+        assert loss == pytest.approx(expected, rel=2e-2) and scale_dtype == torch.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,14 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(captioned: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Overrides that name a short run of each method."""
+    """Overrides that name a short run of each method: CLIP's on a folder, SigLIP's on a shard."""
+    shard = tmp_path_factory.mktemp("shards") / "pairs.tar"
+    with tarfile.open(shard, "w") as tar:
+        for path in sorted(captioned.glob("*/*")):
+            tar.add(path, f"{path.parent.name}-{path.name}")
     found = {}
-    for name in ("clip", "siglip"):
-        overrides = [f"data.source={captioned}", f"output_dir={tmp_path_factory.mktemp('runs') / name}"]
+    for name, source in (("clip", captioned), ("siglip", shard)):
+        overrides = [f"data.source={source}", f"output_dir={tmp_path_factory.mktemp('runs') / name}"]
         overrides += ["train.num_steps=80", "optim.base_lr=0.02", "train.device=cpu", "train.checkpoint_every=80"]
         pretrain(SMOKE / f"{name}.yaml", overrides)
         found[name] = overrides

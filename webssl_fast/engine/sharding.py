@@ -61,7 +61,7 @@ def shard(method: Method, distributed: Distributed, precision: str, config: Shar
     """
     assert isinstance(method, nn.Module)
     mesh = _mesh(distributed, config.num_replicas)
-    policy = MixedPrecisionPolicy(_gathered_dtype(precision, distributed.device), reduce_dtype=torch.float32)
+    gathered_dtype = _gathered_dtype(precision, distributed.device)
     # A network may well return a view; only the in-place operations on it that the warning is about would be wrong.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for unit in method.shard_units():
@@ -69,6 +69,9 @@ def shard(method: Method, distributed: Distributed, precision: str, config: Shar
         # What a forward leaves gathered is sharded again by its backward. A teacher has none: the EMA would then update
         # shards that nobody reads. Said for each unit, since FSDP2 by itself leaves an outermost module gathered.
         reshard = config.reshard_after_forward or not trained
+        # A unit without a matrix (a logit scale) is gathered as it is: that costs nothing, and bf16 has 8 bits.
+        has_matrix = any(p.ndim > 1 for p in unit.parameters())
+        policy = MixedPrecisionPolicy(gathered_dtype if has_matrix else None, reduce_dtype=torch.float32)
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     whole = [name for name, p in method.named_parameters() if not isinstance(p, DTensor)]
     if whole:
