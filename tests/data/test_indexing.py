@@ -81,6 +81,21 @@ def test_parquet_files(tmp_path):
     same(Index.open(str(tmp_path / "i")), Index.open(f"{tmp_path}/*.parquet"))
 
 
+@pytest.mark.parametrize("store", ["file", "memory"])
+def test_shards_of_other_stores(tmp_path, store):
+    fsspec = pytest.importorskip("fsspec")
+    source = write_shards(tmp_path, 3, 20, labels=True)
+    for path in tmp_path.glob("*.tar"):
+        fsspec.filesystem("memory").pipe(f"/indexed/{path.name}", path.read_bytes())
+    remote = f"file://{tmp_path}/*.tar" if store == "file" else "memory://indexed/*.tar"
+    build_index(remote, tmp_path / "i")
+    saved, local, reader = Index.open(str(tmp_path / "i")), Index.open(source), SampleReader()
+    for i in range(len(local)):
+        assert saved.name(i) == local.name(i) and saved.label(np.array([i])) == local.label(np.array([i]))
+        assert reader.read(saved.locate(i)) == reader.read(local.locate(i))
+        assert reader.read(saved.locate_member(i, "txt")) == reader.read(local.locate_member(i, "txt"))
+
+
 def test_the_index_itself_can_be_moved_and_evaluations_check_its_labels(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
