@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.data.image_files import write_folder, write_tar
+from webssl_fast.data import bad_samples
 from webssl_fast.data.bad_samples import BadSampleLog, BadShareLimit
 from webssl_fast.data.index import Index
 from webssl_fast.errors import UserError
@@ -67,6 +68,16 @@ def test_without_a_folder_nothing_is_written_but_the_first_is_said(index, caplog
     log.add(3, "broken")
     log.add(4, "broken")
     assert len(caplog.records) == 1 and "3.jpg" in caplog.text
+
+
+def test_the_list_is_bounded(tmp_path, index, monkeypatch, caplog):
+    monkeypatch.setattr(bad_samples, "MAX_LISTED", 7)
+    for _ in range(2):
+        log = BadSampleLog(index, str(tmp_path))
+        for sample_id in range(20):
+            log.add(sample_id, "broken")
+    assert [entry["sample_id"] for entry in lines(tmp_path / "bad_samples.jsonl")] == list(range(7))
+    assert "lists 7 samples: further ones are only counted" in caplog.text
 
 
 def test_limit_waits_for_enough_samples_and_names_the_file():

@@ -14,13 +14,15 @@ from webssl_fast.errors import UserError
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "bad_samples.jsonl"
+MAX_LISTED = 200_000  # bounds the file, and the memory of each rank, on sources of billions
 
 
 class BadSampleLog:
     """Appends each bad sample once to `bad_samples.jsonl`, also over restarts and ranks that share the file.
 
     Lines: sample_id, name, path, offset and size (of a part of a shard; 0 and -1 for a whole file), reason.
-    (Two ranks that meet the same sample in the same instant may both list it.)
+    The first MAX_LISTED are listed, all are counted in the metrics. (Two ranks that meet the same sample in the same
+    instant may both list it.)
     """
 
     def __init__(self, index: Index | TrainingData, output_dir: str | None):
@@ -37,9 +39,11 @@ class BadSampleLog:
     def add(self, sample_id: int, reason: str) -> None:
         with self._lock:
             ends_in_half_a_line = self._read_new_lines()
-            if sample_id in self._listed:
+            if sample_id in self._listed or len(self._listed) >= MAX_LISTED:
                 return
             self._listed.add(sample_id)
+            if len(self._listed) == MAX_LISTED:
+                logger.warning("%s lists %d samples: further ones are only counted", self.path, MAX_LISTED)
             location = self._index.locate(sample_id)
             entry = {
                 "sample_id": sample_id,
@@ -60,7 +64,7 @@ class BadSampleLog:
 
     def _read_new_lines(self) -> bool:
         """Takes note of what this or another process has listed; True where the file's last line has no end."""
-        if self._path is None or not os.path.exists(self._path):
+        if self._path is None or len(self._listed) >= MAX_LISTED or not os.path.exists(self._path):
             return False
         with open(self._path, "rb") as file:
             file.seek(self._bytes_read)

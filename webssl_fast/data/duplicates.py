@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ _ENTRY = np.dtype([("hash", "<u8"), ("sample_id", "<u8")])
 
 def write_duplicates(
     index: Index,
-    key_hashes: Sequence[np.ndarray],
+    key_hashes: Iterable[np.ndarray],
     path: Path,
     scratch: Path,
     bucket_samples: int = _BUCKET_SAMPLES,

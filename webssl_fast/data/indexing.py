@@ -28,7 +28,6 @@ import numpy as np
 
 from webssl_fast.data.column_file import Column, map_columns, write_columns
 from webssl_fast.data.duplicates import write_duplicates
-from webssl_fast.data.folder_scan import scan_folder
 from webssl_fast.data.index import Index, Kind, StringTable, no_images_in, numbered_classes, source_files
 from webssl_fast.data.index_parts import Part, make_parts
 from webssl_fast.data.storage import Retries, is_remote
@@ -92,6 +91,8 @@ def build_index(
     files = [path if is_remote(path) else os.path.abspath(path) for path in files]
     listing = hashlib.sha256(json.dumps([kind, files]).encode()).hexdigest()
     parts_dir = output.with_name(output.name + ".parts")
+    if find_duplicates and kind != "tar":
+        raise UserError(f"--find-duplicates looks at the keys of shards; {source!r} has none (it is a {kind})")
     duplicates_path = output.with_name(output.name + ".duplicates.jsonl") if find_duplicates else None
     if output.exists() and not parts_dir.exists():
         return _report_of_finished(output, source, listing, duplicates_path)
@@ -107,7 +108,7 @@ def build_index(
         index = Index.open(str(output))
         num_duplicates = 0
         if duplicates_path is not None:
-            hashes = [] if kind != "tar" else [part.column("key_hashes") for part in parts]
+            hashes = (part.column("key_hashes") for part in parts)  # one part at a time: maps are limited in number
             num_duplicates = write_duplicates(index, hashes, duplicates_path, parts_dir)
         shutil.rmtree(parts_dir)
     return IndexReport(
@@ -172,8 +173,7 @@ def _header(kind: Kind, source: str, listing: str, num_samples: int, identity: s
     }
 
 
-def _table(strings: Sequence[str]) -> dict[str, Column]:
-    table = StringTable.from_list(strings)
+def _table(table: StringTable) -> dict[str, Column]:
     return {"files": Column.of(table.data), "file_name_starts": Column.of(table.starts)}
 
 
@@ -183,12 +183,12 @@ def _problem_lines(problems: Sequence[Problem]) -> Column:
 
 
 def _folder_contents(source: str, listing: str, root: str) -> _Contents:
-    scan = scan_folder(root)
     index = Index.open(root)
     digest = hashlib.sha256()
-    sizes = np.zeros(len(scan.names), np.uint32)
+    sizes = np.zeros(len(index), np.uint32)
     problems = []
-    for i, name in enumerate(scan.names):
+    for i in range(len(index)):
+        name = index.files[i]
         try:
             status = os.stat(os.path.join(root, name))
         except OSError as error:
@@ -200,7 +200,7 @@ def _folder_contents(source: str, listing: str, root: str) -> _Contents:
         "folder", source, listing, len(index), digest.hexdigest(), root=root, class_names=index.class_names
     )
     columns = {
-        **_table(scan.names),
+        **_table(index.files),
         "sizes": Column.of(sizes),
         "labels": Column.of(index.labels),
         "problems": _problem_lines(problems),
@@ -223,7 +223,7 @@ def _joined_contents(kind: Kind, source: str, listing: str, files: list[str], pa
         return Column(dtype, num_samples, (part.column(name) for part in parts))
 
     columns = {
-        **_table(files),
+        **_table(StringTable.from_list(files)),
         "file_starts": Column.of(starts),
         "problems": _problem_lines([problem for part in parts for problem in part.problems]),
     }

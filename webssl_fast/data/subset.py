@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import struct
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,9 @@ _COOKIE, _COOKIE_WITH_RUNS = 12346, 12347
 _MAX_ARRAY = 4096  # ids of a container that are stored one by one; more are a bitmap of 2^16 bits
 _NO_OFFSETS_BELOW = 4  # containers of a bitmap with runs
 _BITMAP_BYTES = 8192
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_NUM_BITS = _BITS.sum(1, dtype=np.uint8)  # of each byte
+_PLACES_OF_BITS = np.argsort(1 - _BITS, axis=1, kind="stable")  # [byte, k]: where its k-th set bit is
 _IDS_AT_ONCE = 2**24  # that sampling looks at, to bound its memory
 
 
@@ -43,7 +45,6 @@ class Subset:
         self._raw = columns["roaring"]
         self._containers = _containers_of(self._raw)
         self._starts_C = np.concatenate([[0], np.cumsum([c[1] for c in self._containers], dtype=np.int64)])
-        self._lows = lru_cache(maxsize=256)(self._expand)
 
     @classmethod
     def of(cls, path: str | Path, index: Index) -> Subset:
@@ -68,7 +69,7 @@ class Subset:
         ids_B = np.empty_like(places_B)
         for number in np.unique(container_B).tolist():
             here = container_B == number
-            lows = self._lows(number)[places_B[here] - self._starts_C[number]]
+            lows = self._lows(number, places_B[here] - self._starts_C[number])
             ids_B[here] = self._containers[number][0] << 16 | lows.astype(np.int64)
         return ids_B
 
@@ -76,17 +77,21 @@ class Subset:
         """The ids as pyroaring has them, in memory."""
         return _bitmap_type().deserialize(self._raw.tobytes())
 
-    def _expand(self, number: int) -> np.ndarray:
-        """Lower 16 bits of a container's ids."""
+    def _lows(self, number: int, ranks: np.ndarray) -> np.ndarray:
+        """Lower 16 bits of the ids at these places within a container."""
         _, cardinality, kind, begin = self._containers[number]
         if kind == "array":
-            return self._raw[begin : begin + 2 * cardinality].view("<u2")
+            return self._raw[begin : begin + 2 * cardinality].view("<u2")[ranks]
         if kind == "bitmap":
-            bits = np.unpackbits(self._raw[begin : begin + _BITMAP_BYTES], bitorder="little")
-            return np.flatnonzero(bits).astype(np.uint16)
+            octets = self._raw[begin : begin + _BITMAP_BYTES]
+            ends = np.cumsum(_NUM_BITS[octets], dtype=np.int32)
+            at = np.searchsorted(ends, ranks, side="right")
+            return 8 * at + _PLACES_OF_BITS[octets[at], ranks - (ends[at] - _NUM_BITS[octets[at]])]
         num_runs = int(self._raw[begin : begin + 2].view("<u2")[0])
         runs = self._raw[begin + 2 : begin + 2 + 4 * num_runs].view("<u2").reshape(-1, 2).astype(np.int64)
-        return np.concatenate([np.arange(first, first + more + 1) for first, more in runs]).astype(np.uint16)
+        ends = np.cumsum(runs[:, 1] + 1)
+        at = np.searchsorted(ends, ranks, side="right")
+        return runs[at, 0] + ranks - (ends[at] - runs[at, 1] - 1)
 
 
 def is_subset(path: str | Path) -> bool:

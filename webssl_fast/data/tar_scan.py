@@ -136,7 +136,9 @@ def _members(path: str, file: BinaryIO, scan: ShardScan) -> Iterator[Member]:
             scan.end_block = end // TAR_BLOCK
             if member is not None:
                 yield member
-    except tarfile.ReadError as error:
+    except OSError:
+        raise
+    except Exception as error:  # tarfile meets garbage with ValueError, OverflowError, struct.error and others
         reason = f" ({error})"
     # tarfile takes a damaged or half header for the end; a whole archive ends with a block of zeros.
     file.seek(end)
@@ -162,6 +164,8 @@ def _tar_members(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[Member 
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps an object for each
             next_header: int = tar.offset  # type: ignore[attr-defined]
+            if info.size < 0 or next_header <= info.offset:  # a damaged header may lead back, and round in circles
+                raise tarfile.ReadError(f"the header at byte {info.offset} claims {info.size} bytes")
             if info.isreg():
                 folder, _, name = info.name.rpartition("/")
                 stem, _, extension = name.partition(".")
