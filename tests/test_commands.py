@@ -147,7 +147,8 @@ def test_train_evaluate_report(labelled_images: Path, tmp_path: Path):
     webssl("eval", "configs/smoke/dinov2.yaml", *overrides)
     assert json.loads((run / "eval/knn.json").read_text())["encoder"]["name"] == "run/step_00000004"
     webssl("report", str(run))
-    assert "<html" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "<html" in page and "run/eval/knn.json" in page and "is left out" not in page
 
 
 def test_info_names_every_kernel():
