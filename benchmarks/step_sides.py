@@ -90,7 +90,9 @@ class StepCase:
     def flops_per_image(self) -> float:
         """As webssl_fast executes it, from the count that `webssl plan` makes."""
         config = RunConfig(model=self.model_config, method=self.method_config, train=self.train_config)
-        return flops_per_image(resolve(config, world_size=1, device=self.device))
+        flops = flops_per_image(resolve(config, world_size=1, device=self.device))
+        assert flops is not None
+        return flops
 
     def method_without_weights(self) -> DinoV2:
         """For its draws and schedules."""

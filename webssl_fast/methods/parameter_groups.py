@@ -1,4 +1,4 @@
-"""Which parameters share a learning rate and a weight decay (DINOv2's rules)."""
+"""Which parameters share a learning rate and a weight decay (DINOv2's rules, which contain MAE's)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from torch import nn
 from webssl_fast.config.schema import OptimConfig
 from webssl_fast.methods.base import ParameterGroup
 
-FIRST_LAYER = ("patch_embed", "token_embedding", "pos_embed", "cls_token", "mask_token", "register_tokens")
+FIRST_LAYER = ("patch_embed", "pos_embed", "cls_token", "mask_token", "register_tokens")
 
 
 def vit_parameter_groups(
     networks: nn.Module, depth: int, optim: OptimConfig, last_layer_frozen_steps: int = 0
 ) -> list[ParameterGroup]:
-    """Groups by equal factors.
+    """Groups by equal factors, of the parameters of `networks`, whose vision transformer is its `backbone`.
 
     Learning rate: layerwise_decay ** (depth + 1 - layer), where the embeddings are layer 0, block i is i + 1, and the
-    final norm and the heads are depth + 1; the patch projection has a factor of its own on top. Weight decay: none on
+    final norm and what is not the backbone (heads, a decoder) are depth + 1; the patch projection has a factor of its
+    own on top. Weight decay: none on
     biases, norms and LayerScale; it does apply to tokens, position embedding and the prototypes' norms. Prototypes
     (`last_layer`) stand still for the first steps.
     """
     groups: dict[tuple, list[nn.Parameter]] = {}
     for name, p in networks.named_parameters():
         layer = depth + 1
-        if match := re.search(r"\bblocks\.(\d+)\.", name):
+        if match := re.match(r"backbone\.blocks\.(\d+)\.", name):
             layer = int(match.group(1)) + 1
-        elif any(part in FIRST_LAYER for part in name.split(".")):
+        elif name.startswith("backbone.") and name.split(".")[1] in FIRST_LAYER:
             layer = 0
         lr_factor = optim.layerwise_decay ** (depth + 1 - layer)
         if ".patch_embed." in f".{name}":

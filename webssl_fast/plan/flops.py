@@ -8,7 +8,7 @@ Dimensions: B images of a micro-batch, N tokens of a sequence, D width, R rows, 
 
 from __future__ import annotations
 
-from webssl_fast.config.schema import HeadConfig, RunConfig
+from webssl_fast.config.schema import DinoV2Config, HeadConfig, RunConfig
 from webssl_fast.models.block import Groups
 from webssl_fast.ops import flops as op_flops
 from webssl_fast.plan.step_shape import StepShape, num_tokens, step_shape
@@ -24,11 +24,14 @@ PARTS = (
 )
 
 
-def flops_per_image(config: RunConfig) -> float:
+def flops_per_image(config: RunConfig) -> float | None:
     """FLOPs of one image's share of a training step, for the metrics' MFU: without what checkpointing computes again.
+    None for a method whose step is not known here.
 
     `config`: resolved (see config/resolve.py).
     """
+    if not isinstance(config.method, DinoV2Config):
+        return None
     shape = step_shape(config)
     return sum(micro_batch_flops(shape).values()) / shape.num_images
 

@@ -24,12 +24,12 @@ from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.sharding import set_weight_dtypes
 from webssl_fast.errors import UserError
 from webssl_fast.methods.base import Method
-from webssl_fast.methods.image_text import ImageTextMethod
 from webssl_fast.models.checkpoint_layouts import HEADS, Weights, from_authors
 from webssl_fast.models.convert import CONFIG, read_authors, read_hugging_face
 from webssl_fast.models.encoders import WEB_SSL_PREPROCESSING, BackboneEncoder, Encoder
 from webssl_fast.models.hf_encoders import HuggingFaceEncoder, encoder_of_tensors, load_hugging_face
 from webssl_fast.models.mae_layout import is_web_mae, mae_to_hugging_face
+from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.models.weight_files import read_pth
 from webssl_fast.recipes.setup import describe_method
 
@@ -66,20 +66,6 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
 
 
 _STANDS_IN = {"pooled": "its own pooling of the last block", "patch_mean": "the mean of its patch tokens"}
-
-
-def load_method(source: str | Path, device: torch.device | str = "cpu") -> Method:
-    """Everything that the method of an own run holds, on `device`. UserError where the source is no own run."""
-    kind, path = _kind(source)
-    if kind != "own":
-        raise UserError(
-            f"{source} is no run of ours, of which alone a whole method can be had; name a run's output_dir"
-        )
-    checkpoint, _, method = _open_run(path)
-    assert isinstance(method, nn.Module)
-    method.to_empty(device=device)
-    load_weights(checkpoint, method, _HERE)
-    return method
 
 
 def untrained_twin(encoder: Encoder, seed: int) -> BackboneEncoder:
@@ -163,33 +149,45 @@ def _find(source: Path) -> Path:
 def _own_encoder(source: Path, device: torch.device) -> BackboneEncoder:
     checkpoint, _, method = _open_run(source)
     encoder = method.encoder()
-    assert isinstance(method, nn.Module) and isinstance(encoder, BackboneEncoder)
-    prefix = next(name for name, module in method.named_modules() if module is encoder.backbone)
+    assert isinstance(encoder, BackboneEncoder)
     encoder.to_empty(device=device)
-    load_weights(checkpoint, encoder.backbone, _HERE, prefix=f"{METHOD_PREFIX}{prefix}.")
+    prefix = f"{judged_prefix(method)}backbone."
+    load_weights(checkpoint, encoder.backbone, _HERE, prefix=prefix)
     encoder.name = f"{checkpoint.parent.parent.resolve().name}/{checkpoint.name}"
     return encoder.float()
 
 
+def load_method(source: str | Path) -> Method:
+    """The method of an own run with all its weights, on the CPU, in eval mode. Raises UserError as `load_encoder`."""
+    checkpoint, _, method = _open_run(Path(source))
+    assert isinstance(method, nn.Module)
+    method.to_empty(device="cpu")
+    load_weights(checkpoint, method, _HERE)
+    return method.float().eval().requires_grad_(False)
+
+
 def _own_weights(source: Path) -> Weights:
     checkpoint, config, method = _open_run(source)
-    if isinstance(method, ImageTextMethod):
-        backbone = _own_encoder(source, torch.device("cpu")).backbone
-        model = config.model
-        return Weights(str(source), model.preset, model.image_size_px, backbone.unpadded_state_dict(), {})
-    teacher = getattr(method, "teacher", None)
-    if config.method.name != "dinov2" or teacher is None:
-        raise UserError(
-            f"{source} was trained by {config.method.name}; only Web-DINO networks, and the "
-            "vision towers of CLIP and SigLIP, which are such networks, have a published form"
-        )
+    assert isinstance(method, nn.Module)
+    prefix = judged_prefix(method)
+    networks = method.get_submodule(prefix.removeprefix(METHOD_PREFIX).removesuffix("."))
+    backbone = networks.get_submodule("backbone")
+    assert isinstance(backbone, VisionTransformer)
     if not read_state(checkpoint).get("converted", {"heads": True})["heads"]:
-        teacher = nn.ModuleDict({"backbone": teacher.backbone})
-    teacher.to_empty(device="cpu")
-    load_weights(checkpoint, teacher, _HERE, prefix=f"{METHOD_PREFIX}teacher.")
-    heads = {name: tensor for name, tensor in teacher.state_dict().items() if name.startswith(HEADS)}
+        networks = nn.ModuleDict({"backbone": backbone})
+    networks.to_empty(device="cpu")
+    load_weights(checkpoint, networks, _HERE, prefix=prefix)
+    heads = {name: tensor for name, tensor in networks.state_dict().items() if name.startswith(HEADS)}
     model = config.model
-    return Weights(str(source), model.preset, model.image_size_px, teacher.backbone.unpadded_state_dict(), heads)
+    return Weights(str(source), model.preset, model.image_size_px, backbone.unpadded_state_dict(), heads)
+
+
+def judged_prefix(method: Method) -> str:
+    """What stands before `backbone.` in a checkpoint's names of the network that the method judges."""
+    encoder = method.encoder()
+    assert isinstance(method, nn.Module) and isinstance(encoder, BackboneEncoder)
+    name = next(name for name, module in method.named_modules() if module is encoder.backbone)
+    return METHOD_PREFIX + name.removesuffix("backbone")
 
 
 def is_own_training(source: str | Path) -> bool:
