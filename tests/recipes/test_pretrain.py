@@ -45,7 +45,8 @@ def test_accumulation_says_what_it_changes(caplog, micro_batch_size, world_size,
     )
     config = resolve(config, world_size=world_size, device="cpu")
     with caplog.at_level(logging.WARNING):
-        _warn_of_accumulation(config, Distributed(None, world_size=world_size), DinoV2.balanced_over_pass)  # type: ignore[arg-type]
+        ranks = Distributed(device=None, world_size=world_size)  # type: ignore[arg-type]
+        _warn_of_accumulation(config, ranks, DinoV2.balanced_over_pass)
     if num_passes == 1:
         assert not caplog.text
     else:
