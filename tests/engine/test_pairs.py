@@ -49,7 +49,7 @@ def test_two_ranks_train_what_one_trains_and_hand_over(tmp_path):
     for name in METHODS:
         rows, expected = metrics_of(tmp_path / "two" / name), metrics_of(tmp_path / "one" / name)
         assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
-        for key in ("loss", "logit_scale", "grad_norm/vision", "grad_norm/text", "grad_norm/logit_scale"):
+        for key in ("loss", "logit_scale", "grad_norm/backbone", "grad_norm/text", "grad_norm/logit_scale"):
             values, expected_values = ([row[key] for row in each] for each in (rows, expected))
             assert values == pytest.approx(expected_values, rel=1e-4), (name, key)
 

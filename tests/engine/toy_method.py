@@ -25,7 +25,7 @@ SIZE_PX = 2
 class ToyMethod(nn.Module):
     name = "toy"
     wants_captions = False
-    accumulation_changes = ""
+    balanced_over_pass: str | None = None
 
     def __init__(self, width: int = 7, num_steps: int = 100):
         super().__init__()

@@ -128,7 +128,7 @@ def recall_at_1(method: ImageTextMethod, source: Path, config: RunConfig) -> flo
     with torch.no_grad():
         for images, labels, ids in EvalLoader(index, config.data, preprocessing=preprocessing, batch_size=64):
             captions = [Path(source / index.name(int(i))).with_suffix(".txt").read_text() for i in ids]
-            image_BD = method.joint(method.vision([images])[0].cls_token, None)[0]
+            image_BD = method.joint(method.backbone([images])[0].cls_token, None)[0]
             for i, label, *pair in zip(ids, labels.tolist(), image_BD, method.embed_texts(captions), strict=True):
                 found.setdefault(int(Path(index.name(int(i))).stem), {})[label] = tuple(pair)
     right = []

@@ -47,9 +47,9 @@ def test_accumulation_says_what_it_changes(caplog, micro_batch_size, world_size,
     config = resolve(config, world_size=world_size, device="cpu")
     with caplog.at_level(logging.WARNING):
         ranks = Distributed(device=None, world_size=world_size)  # type: ignore[arg-type]
-        _warn_of_accumulation(DinoV2, config, ranks)
+        _warn_of_accumulation(config, ranks, DinoV2.balanced_over_pass)
         num_warnings = len(caplog.records)
-        _warn_of_accumulation(Mae, config, ranks)
+        _warn_of_accumulation(config, ranks, Mae.balanced_over_pass)
         assert len(caplog.records) == num_warnings, "MAE's objective is a mean over images"
     if num_passes == 1:
         assert not caplog.text

@@ -37,8 +37,9 @@ class Method(Protocol):
 
     name: str
     wants_captions: bool  # batches come with `Batch.captions`, and a sample without a caption counts as a bad one
-    # What accumulating gradients over several passes changes in the objective, as a sentence; "": nothing.
-    accumulation_changes: str
+    # What of the objective is taken over the images of one pass (of all ranks) only, as a clause for a warning: where a
+    # step accumulates several passes, it is another objective. None: nothing is.
+    balanced_over_pass: str | None
 
     def crop_recipes(self) -> list[CropRecipe]:
         """The crops of one image, equal sizes next to each other: a group of `Batch.crops` each."""

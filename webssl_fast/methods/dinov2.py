@@ -47,11 +47,8 @@ class StudentTeacherNetworks(nn.Module):
 
 class DinoV2(nn.Module):
     name = "dinov2"
+    balanced_over_pass: str | None = "Sinkhorn-Knopp balances the prototypes"
     wants_captions = False
-    accumulation_changes = (
-        "Sinkhorn-Knopp balances the prototypes over one pass and not over the whole step (KoLeo and masks go by "
-        "train.group_size either way)"
-    )
 
     def __init__(
         self,

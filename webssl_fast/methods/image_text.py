@@ -84,10 +84,8 @@ class ImageTextMethod(nn.Module, ABC):
 
     name: str
     wants_captions = True
-    accumulation_changes = (
-        "Pairs are compared within one pass only, and the number of wrong pairs is part of the objective "
-        "(method.embed_batch_size spares memory without a change)"
-    )
+    # (method.embed_batch_size spares memory without a change.)
+    balanced_over_pass: str | None = "Images and texts are compared with each other"
 
     def __init__(
         self,
@@ -108,11 +106,11 @@ class ImageTextMethod(nn.Module, ABC):
             )
         if config.crops.num != 1:
             raise ConfigError(f"method.crops.num must be 1 (a caption has one image), got {config.crops.num}")
-        self.vision = VisionTransformer(model)
+        self.backbone = VisionTransformer(model)
         self.text = TextTransformer(config.text)
-        self.joint = JointSpace(self.vision.width, self.text.width, config.joint_dim)
+        self.joint = JointSpace(self.backbone.width, self.text.width, config.joint_dim)
         self.logit_scale = logit_scale
-        patch_px = self.vision.patch_size
+        patch_px = self.backbone.patch_size
         if config.crops.size_px % patch_px:
             raise ConfigError(
                 f"method.crops.size_px is {config.crops.size_px}, which is not a multiple of the patch size {patch_px}"
@@ -134,25 +132,23 @@ class ImageTextMethod(nn.Module, ABC):
         return dict(self.named_children())
 
     def shard_units(self) -> Iterator[nn.Module]:
-        yield from self.vision.blocks
+        yield from self.backbone.blocks
         yield from self.text.blocks
         yield from self.children()
 
     def block_sequences(self) -> list[Sequence[nn.Module]]:
-        return [list(self.vision.blocks), list(self.text.blocks)]
+        return [list(self.backbone.blocks), list(self.text.blocks)]
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        groups = []
-        for name, depth in (("vision", self.vision.depth), ("text", self.text.depth), ("joint", 0)):
-            for group in vit_parameter_groups(getattr(self, name), depth, self.optim):
-                groups.append(
-                    ParameterGroup(f"{name}_{group.name}", group.parameters, group.lr_factor, group.weight_decay_factor)
-                )
-        return [*groups, ParameterGroup("logit_scale", list(self.logit_scale.parameters()), weight_decay_factor=0.0)]
+        towers = nn.ModuleDict({name: getattr(self, name) for name in ("backbone", "text", "joint")})
+        return [
+            *vit_parameter_groups(towers, self.backbone.depth, self.optim),
+            ParameterGroup("logit_scale", list(self.logit_scale.parameters()), weight_decay_factor=0.0),
+        ]
 
     def initialize(self, seed: int) -> None:
         _ = self.tokenizer  # a missing vocabulary is to be found now, and not on a loader's thread
-        self.vision.initialize(seed, "vision")
+        self.backbone.initialize(seed, "vision")
         self.text.initialize(seed, "text")
         self.joint.initialize(seed, "joint")
         self.logit_scale.initialize()
@@ -179,7 +175,7 @@ class ImageTextMethod(nn.Module, ABC):
         self.logit_scale.clamp_()
 
     def encoder(self) -> BackboneEncoder:
-        return BackboneEncoder(self.vision, name=self.name)
+        return BackboneEncoder(self.backbone, name=self.name)
 
     # ------------------------------------------------------------ embedding
 
@@ -197,7 +193,7 @@ class ImageTextMethod(nn.Module, ABC):
 
     def embed(self, images_B3HW: Tensor, tokens_BN: Tensor, num_tokens_B: Tensor) -> tuple[Tensor, Tensor]:
         """Images and texts in the joint space: fp32 [B, D] each, of unit length."""
-        return self.joint(self.vision([images_B3HW])[0].cls_token, self.text(tokens_BN, num_tokens_B))
+        return self.joint(self.backbone([images_B3HW])[0].cls_token, self.text(tokens_BN, num_tokens_B))
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts in the joint space: fp32 [B, D]."""

@@ -31,7 +31,7 @@ from webssl_fast.records import Batch, CropRecipe, Features
 class Mae(nn.Module):
     name = "mae"
     wants_captions = False
-    accumulation_changes = ""
+    balanced_over_pass: str | None = None
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from torch import nn
 from webssl_fast.config.schema import OptimConfig
 from webssl_fast.methods.base import ParameterGroup
 
-FIRST_LAYER = ("patch_embed", "token_embedding", "pos_embed", "cls_token", "mask_token", "register_tokens")
+FIRST_LAYER = ("patch_embed", "pos_embed", "cls_token", "mask_token", "register_tokens")
 
 
 def vit_parameter_groups(

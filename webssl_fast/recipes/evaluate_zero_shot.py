@@ -93,13 +93,13 @@ def _lines(path: str, key: str) -> list[str]:
 
 
 def _image_text_method(source: str, device: torch.device) -> ImageTextMethod:
-    method = load_method(source, device)
+    method = load_method(source)
     if not isinstance(method, ImageTextMethod):
         raise UserError(
             f"eval.zero_shot needs a run of clip or siglip, which know texts, and {source} was trained by "
             f"{method.name}; set eval.zero_shot.source='' or another eval.checkpoint"
         )
-    return method.float().eval()
+    return method.to(device)
 
 
 def _embedded_prompts(method: ImageTextMethod, names: list[str], templates: list[str], batch_size: int) -> Tensor:

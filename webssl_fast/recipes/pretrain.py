@@ -16,7 +16,6 @@ from webssl_fast.data.training_data import TrainingData
 from webssl_fast.engine import loop, sharding
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError, Interrupted
-from webssl_fast.methods.base import Method
 from webssl_fast.plan.flops import flops_per_image
 from webssl_fast.recipes.evaluate_knn import KnnSources, knn_in_training
 from webssl_fast.recipes.initial_weights import start_from
@@ -39,7 +38,7 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
         output_dir = Path(config.output_dir)
         if ranks.is_main:
             _announce(config, data, num_parameters(method.encoder()), ranks)
-            _warn_of_accumulation(method, config, ranks)
+            _warn_of_accumulation(config, ranks, method.balanced_over_pass)
         assert config.data.prefetch_batches is not None and config.train.micro_batch_size is not None
         with TrainLoader(
             data,
@@ -101,18 +100,20 @@ def _write_config(config: RunConfig, output_dir: Path) -> None:
     save_config(config, path)
 
 
-def _warn_of_accumulation(method: Method, config: RunConfig, ranks: Distributed) -> None:
+def _warn_of_accumulation(config: RunConfig, ranks: Distributed, balanced_over_pass: str | None) -> None:
     train = config.train
     assert train.micro_batch_size is not None
     images_per_pass = train.micro_batch_size * ranks.world_size
-    if images_per_pass < train.global_batch_size and method.accumulation_changes:
+    if balanced_over_pass and images_per_pass < train.global_batch_size:
         logger.warning(
-            "GRADIENT ACCUMULATION: a step is %d passes of %d images. %s, so this is another objective than one pass "
-            "of train.global_batch_size=%d would have. More ranks, or a larger train.micro_batch_size, end it",
+            "GRADIENT ACCUMULATION: a step is %d passes of %d images. %s over one pass and not over "
+            "train.global_batch_size=%d, so this is another objective than one pass would have (what goes by "
+            "train.group_size=%d stays). More ranks, or a larger train.micro_batch_size, end it",
             train.global_batch_size // images_per_pass,
             images_per_pass,
-            method.accumulation_changes,
+            balanced_over_pass,
             train.global_batch_size,
+            train.group_size,
         )
 
 
