@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.dinov2_run import METHOD, OPTIM, TRAIN, NoiseLoader
-from tests.methods.tiny import tiny_method
+from tests.methods.tiny import tiny_mae, tiny_method
 from webssl_fast.config.schema import DinoV2Config, ModelConfig, OptimConfig, TrainConfig
 from webssl_fast.engine.blocks import checkpoint_blocks
 from webssl_fast.engine.distributed import Distributed
@@ -53,13 +53,13 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def run(tmp_path, train_settings, optim_settings, method_settings, device="cpu"):
+def run(tmp_path, train_settings, optim_settings, method_settings, device="cpu", make=tiny_method):
     """Reads of device values by step, where a line is logged every 4 steps and a checkpoint written after the last."""
     found, by_step = [], {}
     distributed = Distributed(torch.device(device))
     config = TrainConfig(**{**TRAIN, "log_every": 4, "num_steps": 12, "checkpoint_every": 12, **train_settings})
     with torch.device("meta"):
-        method = tiny_method(**{**METHOD, **method_settings})
+        method = make(**method_settings)
     materialize(method, 0, distributed, config)
     loader = NoiseLoader(method, config, distributed)
     batches = [loader.batch(step, 0) for step in range(config.num_steps)]  # host work, which may read its own tensors
@@ -83,11 +83,11 @@ def run(tmp_path, train_settings, optim_settings, method_settings, device="cpu")
 
 
 CASES = {
-    "plain": ({}, {}, {}),
+    "plain": ({}, {}, METHOD),
     "bf16, masks of fixed count, centering": (
         {"precision": "bf16"},
         {},
-        {"fixed_masked_count": True, "target": "centering"},
+        {**METHOD, "fixed_masked_count": True, "target": "centering"},
     ),
     "all that saves memory": (
         {
@@ -97,7 +97,7 @@ CASES = {
             "activation_checkpointing": "selective",
         },
         {"implementation": "torchao_8bit"},
-        {"fixed_masked_count": True},
+        {**METHOD, "fixed_masked_count": True},
     ),
 }
 
@@ -106,7 +106,14 @@ CASES = {
 def test_no_step_between_logged_lines_reads_the_device(tmp_path, case):
     if "torchao_8bit" in str(CASES[case]):
         pytest.importorskip("torchao")
-    by_step = run(tmp_path, *CASES[case])
+    assert_only_logged_lines_read(run(tmp_path, *CASES[case]))
+
+
+def test_no_step_of_mae_between_logged_lines_reads_the_device(tmp_path):
+    assert_only_logged_lines_read(run(tmp_path, {"precision": "bf16"}, {}, {"init": False}, make=tiny_mae))
+
+
+def assert_only_logged_lines_read(by_step):
     assert {step: reads for step, reads in by_step.items() if step % 4} == dict.fromkeys(by_step.keys() - {4, 8}, [])
     assert 0 < len(by_step[4]) == len(by_step[8]) <= 6  # the logged line's own
 
