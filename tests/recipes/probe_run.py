@@ -6,7 +6,10 @@ process or as a command, plain or under torchrun:
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,13 +20,21 @@ from sklearn.datasets import load_digits
 from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import EvalConfig, LinearProbeConfig, LogisticRegressionConfig, ModelConfig, RunConfig
 from webssl_fast.engine import distributed
+from webssl_fast.evals.probe_heads import ProbeHeads
 from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.recipes.evaluate_linear_probe import evaluate_linear_probe
 from webssl_fast.records import EvalResult
 
 SPLITS = {"train": range(0, 1197), "val": range(1197, 1497), "test": range(1497, 1797)}
-SMALL = {"num_steps": 12, "batch_size": 64, "encode_batch_size": 32, "save_every": 4, "learning_rates": (0.01, 0.1)}
+SMALL = {
+    "num_steps": 12,
+    "batch_size": 64,
+    "encode_batch_size": 32,
+    "save_every": 4,
+    "num_blocks": (1, 2),
+    "learning_rates": (0.01, 0.1, 0.3),
+}
 
 
 def write_digits(folder: Path) -> Path:
@@ -58,10 +69,26 @@ def probe_config(digits: Path, output: Path, world_size: int = 1, **settings) ->
     return resolve(config, world_size=world_size, device="cpu")
 
 
-def run_probe(digits: Path, output: Path, **settings) -> EvalResult:
+def run_probe(
+    digits: Path, output: Path, stop_at_step: int | None = None, stop_signal: int = signal.SIGTERM, **settings
+) -> EvalResult:
+    """stop_at_step: the last rank sends itself `stop_signal` before that step."""
     with distributed.start("cpu", num_threads=1) as ranks:
         config = probe_config(digits, output, ranks.world_size, **{**SMALL, **settings})
+        if stop_at_step is not None and ranks.rank == ranks.world_size - 1:
+            _send_signal_at(stop_at_step, stop_signal)
         return evaluate_linear_probe(untrained_encoder(preset="vit_nano_patch14"), config, ranks)
+
+
+def _send_signal_at(stop_at_step: int, stop_signal: int) -> None:
+    take_step, steps = ProbeHeads.step, itertools.count()
+
+    def step(self, *arguments, **options):
+        if next(steps) == stop_at_step:
+            os.kill(os.getpid(), stop_signal)
+        return take_step(self, *arguments, **options)
+
+    ProbeHeads.step = step  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from tests.report.evaluations import write_pictures, write_result
 from tests.report.runs import CONFIG, training_metrics, write_run
 from webssl_fast.report.features import FeaturePicture
 from webssl_fast.report.page import write_report
@@ -102,7 +103,7 @@ def test_is_self_contained(tmp_path):
 
 def test_the_output_path_is_free(tmp_path):
     write_run(tmp_path / "run", training_metrics())
-    path = write_report(tmp_path / "run", tmp_path / "elsewhere" / "page.html")
+    path = write_report(tmp_path / "run", output=tmp_path / "elsewhere" / "page.html")
     assert path == tmp_path / "elsewhere" / "page.html" and path.is_file()
     assert not (tmp_path / "run" / "report.html").exists()
 
@@ -200,3 +201,92 @@ def test_a_long_run_stays_a_small_page(tmp_path):
     path = write_report(write_run(tmp_path, rows))
     assert path.stat().st_size < 1_000_000
     assert "band: lowest to highest" in Page(path.read_text(encoding="utf-8")).words
+
+
+# ---------------------------------------------------------------- what `webssl eval` left
+
+
+def judged_run(directory):
+    write_run(directory, training_metrics())
+    for evaluation in ("knn", "linear_probe", "ade20k_linear", "nyud_lin1", "alignment"):
+        write_result(directory, evaluation)
+    write_pictures(directory)
+    return directory
+
+
+def test_tables_and_pictures_of_a_judged_run(tmp_path):
+    page = page_of(judged_run(tmp_path / "run"))
+    for expected in (
+        "vit_tiny_patch14, DINOv2",
+        "51.2 %",
+        "Classic vision",
+        "vit_small 0f3a0f3a · 2026-11-24",
+        "84.32 imagenet/val",
+        "45.68 data/ADEChallengeData2016",
+        "0.365 data/nyu",
+        "Web-DINO ViT-7B 8 B images seen, 224 px 86.52 42.14 52.55 0.491 0.376 published",
+        "Alignment with language models",
+        "SmolLM2-135M 0.123 †",
+        "0.16 to 0.18",
+        "The paper prints no values",
+        "Predicted segmentation",
+        "Predicted depth",
+        "Every score of ours",
+        "run/eval/knn.json",
+    ):
+        assert expected in page.words, expected
+    assert page.num["img"] == 2 * 2 * 3
+    assert "ADE20K linear:" not in page.words, "nothing departs from the protocol"
+    assert all(re.match("data:image/(jpeg|png);base64,", link) for link in page.links)
+    assert (tmp_path / "run" / "report_tables.csv").read_text().startswith("table,origin,encoder,")
+
+
+def test_a_subset_is_not_comparable_and_says_so(tmp_path):
+    data = {"train_images": 40, "test_images": 8, "complete": False}
+    words = page_of(write_result(tmp_path, "nyud_lin1", data=data)).words
+    assert "0.365 † data/nyu" in words
+    assert (
+        "Not comparable with the published rows. vit_small, NYUd v2 lin. 1: a subset of the data; 40 train images"
+        in words
+    )
+
+
+def test_a_directory_of_evaluations_alone(tmp_path):
+    words = page_of(write_result(tmp_path, "nyud_lin4")).words
+    assert words.startswith(" vit_small: report vit_small ") and "Evaluated, the last time on 2026-11-24." in words
+    assert "no logged step yet" not in words and "Configuration" not in words and "Loss" not in words
+
+
+def test_several_directories_share_tables_and_the_first_that_has_them_gives_the_curves(tmp_path):
+    first = write_result(tmp_path / "first", "ade20k_multiscale")
+    second = judged_run(tmp_path / "second")
+    third = write_result(tmp_path / "third", "nyud_lin1", encoder="rival", sha256="ab" * 32)
+    write_pictures(third, 1)
+    path = write_report(first, second, third)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert path == first / "report.html" and (first / "report_tables.csv").is_file()
+    assert "vit_tiny_patch14, DINOv2" in page.words and "7.125" in page.words
+    assert page.num["b"] - Page(write_report(second).read_text()).num["b"] == 2, "+ms, and the rival's lin. 1"
+    assert "rival abababab" in page.words and "third/eval/depth.json" in page.words
+    assert page.num["img"] == 2 * 2 * 3, "of the second, not of the third"
+
+
+def test_bad_evaluation_files_are_warnings(tmp_path):
+    run = judged_run(tmp_path / "run")
+    (run / "eval" / "depth.json").write_text('{"evaluation": "depth"')
+    (run / "eval" / "knn.json").write_text("{}")
+    (run / "eval" / "depth_1_truth.png").write_bytes(b"")
+    page = page_of(run)
+    assert "run/eval/depth.json is left out: it is not JSON, or was cut short" in page.words
+    assert "run/eval/knn.json is left out: it lacks evaluation, encoder, scores" in page.words
+    assert "depth_1_truth.png cannot be read" in page.words
+    assert "84.32" in page.words and page.num["img"] == 9
+
+
+def test_markup_in_result_files_is_text(tmp_path):
+    data = {HOSTILE: 3, "complete": False}
+    for evaluation, scores in (("alignment", {f"{HOSTILE}/alignment": 0.5}), ("depth", {"rmse": 1.0, HOSTILE: 1.0})):
+        hostile = {"encoder": HOSTILE, "sha256": HOSTILE, "date": HOSTILE, "scores": scores, "data": data}
+        write_result(tmp_path, evaluation, config={"num_blocks": 1, "lr": HOSTILE, "source": HOSTILE}, **hostile)
+    page = page_of(tmp_path)
+    assert page.num["script"] == 1 and page.words.count(HOSTILE) >= 12

@@ -271,7 +271,7 @@ class LogisticRegressionConfig(Config):
     test_source: str = ""
     features: Annotated[tuple[Literal["cls", "patch_mean"], ...], Field(min_length=1)] = ("cls",)  # joined
     # Inverse strengths of the regularisation, as in scikit-learn.
-    C: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    C: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     max_iterations: PositiveInt = 200
     batch_size: PositiveInt = 64  # images at once through the encoder
 

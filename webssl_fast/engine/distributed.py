@@ -56,7 +56,7 @@ class Distributed:
         if self.world_size == 1:
             return x
         rows = x.new_empty(self.world_size * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(rows, x.contiguous())
+        dist.all_gather_into_tensor(rows, x.contiguous(), group=self.group)
         return rows
 
     def gather(self, value: T) -> list[T]:

@@ -143,7 +143,7 @@ class ProbeHeads:
         for variant, tensors in self._heads.items():
             for part, of_rates in zip(PARTS, tensors, strict=True):
                 for rate, tensor in zip(self.learning_rates, of_rates, strict=True):
-                    yield f"{head_name(variant, rate)}.{part}", tensor
+                    yield f"{head_name(variant, rate)}.{part}", tensor[0] if part.startswith("bias") else tensor
 
 
 def head_name(variant: Variant, learning_rate: float) -> str:

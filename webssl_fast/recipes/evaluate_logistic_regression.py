@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from webssl_fast.models.encoders import Encoder
 from webssl_fast.recipes.frozen_features import FrozenFeatures
 from webssl_fast.recipes.labelled_splits import LabelledSplits
 from webssl_fast.records import EvalResult
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_logistic_regression(encoder: Encoder, config: RunConfig, ranks: Distributed) -> EvalResult:
@@ -49,6 +53,10 @@ def evaluate_logistic_regression(encoder: Encoder, config: RunConfig, ranks: Dis
         val_hits |= on_val
         test_hits |= on_test
     best = max(sorted(val_hits), key=lambda C: val_hits[C])
+    if len(val_hits) > 1 and best in (min(val_hits), max(val_hits)):
+        logger.warning(
+            "C = %g is best on val and the end of eval.logistic_regression.C: a wider grid may do better", best
+        )
     ks = [k for k in KS if k < num_classes]
     scores = {f"best_on_val/val_top{k}": val_hits[best][KS.index(k)] / len(val[1]) for k in ks}
     if test is not None:

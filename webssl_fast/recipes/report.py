@@ -1,8 +1,9 @@
-"""`webssl report`: one page about a run, with pictures of what its encoder sees."""
+"""`webssl report`: one page about runs, with pictures of what an encoder sees and tables of how it is judged."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from webssl_fast.recipes.encoder_source import load_encoder, load_method, untrai
 from webssl_fast.recipes.setup import describe_method, num_parameters
 from webssl_fast.records import Preprocessing
 from webssl_fast.report.features import FeaturePicture, feature_pictures
-from webssl_fast.report.page import write_report
+from webssl_fast.report.page import shown_directory, write_report
 from webssl_fast.report.reconstructions import ReconstructionPicture, reconstruction_pictures
 
 logger = logging.getLogger(__name__)
@@ -28,27 +29,49 @@ NUM_PICTURES = 6
 PICTURE_PATCHES = 24  # patches a side: finer than training crops, so that shapes can be seen
 
 
-def report(run_dir: Path, output: Path | None = None, images: Path | None = None) -> Path:
-    """Writes the page (default RUN_DIR/report.html) and prints where it is. Pictures are left out, loudly, where the
-    run has no checkpoint yet or its images are not at hand."""
-    config_path = run_dir / "config.yaml"
-    pictures: list[FeaturePicture] = []
-    reconstructions: list[ReconstructionPicture] = []
-    encoder_parameters = None
-    if config_path.is_file():
-        on_cpu = ["data.decode.device=cpu"]  # the report is made on any machine
-        config = resolve(load_config(config_path, on_cpu), world_size=1, device="cpu")
-        method = describe_method(config)
-        encoder_parameters = num_parameters(method.encoder())
-        try:
-            pictures = _pictures(config, run_dir, images)
-            if isinstance(method, Reconstructs):
-                reconstructions = _reconstructions(config, run_dir, images)
-        except (UserError, OSError, ValueError) as reason:
-            logger.warning("no pictures of features or predictions in this report: %s", reason)
-    path = write_report(run_dir, output, pictures, encoder_parameters, reconstructions)
+def report(run_dirs: Sequence[Path], output: Path | None = None, images: Path | None = None) -> Path:
+    """Writes the page (default: the first directory's report.html) and prints where it is. Pictures are left out,
+    loudly, where no run has a checkpoint yet or its images are not at hand."""
+    configs = {run_dir: _config(run_dir) for run_dir in run_dirs if (run_dir / "config.yaml").is_file()}
+    shown = configs.get(shown_directory(run_dirs))
+    encoder_parameters = num_parameters(describe_method(shown).encoder()) if shown is not None else None
+    predicting = {run_dir: config for run_dir, config in configs.items() if _reconstructs(config)}
+    path = write_report(
+        *run_dirs,
+        output=output,
+        pictures=_first_pictures(configs, images),
+        num_parameters=encoder_parameters,
+        reconstructions=_first_reconstructions(predicting, images),
+    )
     print(f"wrote {path}")
     return path
+
+
+def _config(run_dir: Path) -> RunConfig:
+    on_cpu = ["data.decode.device=cpu"]  # the report is made on any machine
+    return resolve(load_config(run_dir / "config.yaml", on_cpu), world_size=1, device="cpu")
+
+
+def _first_pictures(configs: Mapping[Path, RunConfig], images: Path | None) -> list[FeaturePicture]:
+    for run_dir, config in configs.items():
+        try:
+            return _pictures(config, run_dir, images)
+        except (UserError, OSError, ValueError) as reason:
+            logger.warning("no pictures of features of %s in this report: %s", run_dir, reason)
+    return []
+
+
+def _reconstructs(config: RunConfig) -> bool:
+    return isinstance(describe_method(config), Reconstructs)
+
+
+def _first_reconstructions(configs: Mapping[Path, RunConfig], images: Path | None) -> list[ReconstructionPicture]:
+    for run_dir, config in configs.items():
+        try:
+            return _reconstructions(config, run_dir, images)
+        except (UserError, OSError, ValueError) as reason:
+            logger.warning("no pictures of what %s predicts in this report: %s", run_dir, reason)
+    return []
 
 
 def _pictures(config: RunConfig, run_dir: Path, images: Path | None) -> list[FeaturePicture]:

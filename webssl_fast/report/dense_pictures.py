@@ -8,12 +8,16 @@ Dimensions: H rows, W columns.
 from __future__ import annotations
 
 import colorsys
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 IGNORED = 255
+KINDS = ("image", "truth", "prediction")
+MAX_SIDE_PX = 480  # of a picture in the report
 # From near to far: colours of even steps in lightness, so that the picture also reads in grey.
 _DEPTH_COLORS = np.array([(252, 253, 191), (254, 159, 109), (222, 73, 104), (140, 41, 129), (59, 15, 112), (0, 0, 4)])
 
@@ -33,6 +37,31 @@ def save_depth(folder: Path, index: int, image_HW3: np.ndarray, truth: np.ndarra
     _save(folder, "depth", index, image_HW3, depth_colors(truth, low, high), depth_colors(predicted, low, high))
 
 
+@dataclass(frozen=True)
+class DensePicture:
+    """An image and its two maps, uint8 [H, W, 3] each, their longer side at most MAX_SIDE_PX."""
+
+    index: int
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+def load_pictures(folder: Path, name: str, notes: list[str]) -> list[DensePicture]:
+    """Those that `save_segmentation` or `save_depth` left, in order of their index. Files that are missing or broken
+    are told of in `notes`, and their picture is left out."""
+    names = (re.fullmatch(rf"{name}_(\d+)_image\.png", path.name) for path in folder.glob(f"{name}_*_image.png"))
+    pictures = []
+    for index in sorted(int(found[1]) for found in names if found):
+        paths = [folder / f"{name}_{index}_{kind}.png" for kind in KINDS]
+        try:
+            pictures.append(DensePicture(index, *(_load(path) for path in paths)))
+        except ValueError as error:
+            run = folder.resolve().parent.name
+            notes.append(f"A picture of {run}/eval is left out: {error}.")
+    return pictures
+
+
 def class_colors(classes_HW: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]: a colour a class (steps of the golden ratio around the hue circle), black for 255."""
     hues = (np.arange(IGNORED) * 0.6180339887) % 1.0
@@ -50,5 +79,19 @@ def depth_colors(depth_HW: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _save(folder: Path, name: str, index: int, image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, pixels in (("image", image), ("truth", truth), ("prediction", predicted)):
+    for kind, pixels in zip(KINDS, (image, truth, predicted), strict=True):
         Image.fromarray(pixels).save(folder / f"{name}_{index}_{kind}.png")
+
+
+def _load(path: Path) -> np.ndarray:
+    """Maps are cut down by picking pixels: a mixture of two colours would be a third class or depth."""
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except (OSError, SyntaxError) as error:  # the latter is Pillow's word for a broken PNG
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
+        raise ValueError(f"{path.name} {reason}") from error
+    picture.thumbnail(
+        (MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS if "_image" in path.name else Image.Resampling.NEAREST
+    )
+    return np.asarray(picture)

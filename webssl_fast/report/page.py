@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: nothing in it is loaded from elsewhere."""
+"""One self-contained HTML page about a run or several: nothing in it is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import base64
 import io
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -16,12 +17,16 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from webssl_fast.report import curves, scales, sections
+from webssl_fast.report import curves, measures, published, scales, sections
+from webssl_fast.report.dense_pictures import DensePicture, load_pictures
 from webssl_fast.report.features import FeaturePicture
 from webssl_fast.report.reconstructions import ReconstructionPicture
+from webssl_fast.report.result_files import Result, read_results
 from webssl_fast.report.run_files import Run, read_run
+from webssl_fast.report.tables import make_tables, tables_csv
 
 METHOD_NAMES = {"dinov2": "DINOv2", "mae": "MAE", "clip": "CLIP"}
+DENSE = ("segmentation", "depth")
 MAX_TABLE_ROWS = 50
 # Pixels of a chart's view box, near to those it gets on screen so that its text keeps its size. Larger charts are drawn
 # for narrow screens too, and page.css shows the one that fits.
@@ -30,33 +35,50 @@ WIDE = {"main": (1080, 320), "half": (525, 260)}
 
 
 def write_report(
-    run_dir: Path | str,
+    *run_dirs: Path | str,
     output: Path | str | None = None,
     pictures: Sequence[FeaturePicture] = (),
     num_parameters: int | None = None,
     reconstructions: Sequence[ReconstructionPicture] = (),
 ) -> Path:
-    """Writes the report of a run, finished or not, and returns where it is.
+    """Writes the report of runs, finished or not, and returns where it is; with results of `webssl eval`, also their
+    tables as `<page's name>_tables.csv` beside it.
 
-    run_dir         what `webssl train` leaves: config.yaml, metrics.jsonl, bad_samples.jsonl, checkpoints/
-    output          the page's path; default `run_dir`/report.html
+    run_dirs        what `webssl train` leaves: config.yaml, metrics.jsonl, bad_samples.jsonl, checkpoints/; and `webssl
+                    eval`: eval/. Tables are of all of them, curves of `shown_directory`, pictures of the first that has
+                    them
+    output          the page's path; default the first directory's report.html
     pictures        patch features of sample photographs, from `features.feature_pictures`
-    num_parameters  of the encoder, for the summary
+    num_parameters  of the encoder of `shown_directory`, for the summary
     reconstructions of a method that predicts pixels, from `reconstructions.reconstruction_pictures`
 
     Raises UserError for a directory that is no run.
     """
-    run = read_run(run_dir)
-    path = Path(output) if output is not None else run.directory / "report.html"
+    path = Path(output) if output is not None else Path(run_dirs[0]) / "report.html"
+    runs = {Path(run_dir): read_run(run_dir) for run_dir in run_dirs}
+    run = runs[shown_directory(list(runs))]
+    results = [result for directory in runs for result in read_results(directory, run.notes)]
+    dense = {name: _first_pictures(list(runs), name, run.notes) for name in DENSE}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(run, pictures, num_parameters, reconstructions), encoding="utf-8")
+    path.write_text(render(run, pictures, num_parameters, results, dense, reconstructions), encoding="utf-8")
+    if results:
+        tables = tables_csv(make_tables(results))
+        path.with_name(f"{path.stem}_tables.csv").write_text(tables, encoding="utf-8")
     return path
+
+
+def shown_directory(run_dirs: Sequence[Path]) -> Path:
+    """The one whose curves are shown: the first that logged anything, or else the first."""
+    logs = (directory / "metrics.jsonl" for directory in run_dirs)
+    return next((log.parent for log in logs if log.is_file() and log.stat().st_size), run_dirs[0])
 
 
 def render(
     run: Run,
     pictures: Sequence[FeaturePicture] = (),
     num_parameters: int | None = None,
+    results: Sequence[Result] = (),
+    dense: Mapping[str, Sequence[DensePicture]] = MappingProxyType({}),
     reconstructions: Sequence[ReconstructionPicture] = (),
 ) -> str:
     """The page's HTML. Everything that came from files is escaped by the template engine."""
@@ -68,19 +90,23 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters.update(number=scales.number, percent=scales.percent)
-    environment.globals.update(figure=_figure, jpeg=_jpeg_uri, own_file=_own_file)
+    environment.globals.update(figure=_figure, image=_image_uri, own_file=_own_file)
     num_steps = run.setting("train.num_steps")
     rows = sections.score_rows(run)
     return environment.get_template("page.html").render(
-        title=_title(run),
+        title=_title(run, results),
         run=run,
         started=bool(run.series),
         facts=_facts(run, rows, num_steps, num_parameters),
-        state=_state(run, num_steps),
+        state=_state(run, num_steps, results),
         loss=sections.loss_chart(run),
         parts=sections.loss_parts(run),
         evaluations=sections.evaluation_charts(run),
         rows=rows,
+        tables=make_tables(results),
+        measures=measures.MEASURES,
+        published=published,
+        dense=dense,
         pictures=pictures,
         reconstructions=reconstructions,
         sections=sections.metric_sections(run),
@@ -89,15 +115,25 @@ def render(
     )
 
 
-def _title(run: Run) -> str:
+def _first_pictures(run_dirs: Sequence[Path], name: str, notes: list[str]) -> list[DensePicture]:
+    found = (load_pictures(directory / "eval", name, notes) for directory in run_dirs)
+    return next(filter(None, found), [])
+
+
+def _title(run: Run, results: Sequence[Result]) -> str:
     preset = run.setting("model.preset")
     method = run.setting("method.name")
+    if not run.series and results:
+        names = list(dict.fromkeys(result.encoder.name for result in results))
+        return names[0] if len(names) == 1 else f"{len(names)} encoders"
     if not preset:
         return f"Run {run.directory.resolve().name}"
     return f"{preset}, {METHOD_NAMES.get(method, method)}" if method else str(preset)
 
 
-def _state(run: Run, num_steps: int | None) -> str:
+def _state(run: Run, num_steps: int | None, results: Sequence[Result]) -> str:
+    if not run.series and results:
+        return f"Evaluated, the last time on {max(result.date for result in results)}."
     if not run.series:
         return "Nothing was logged yet."
     logged = datetime.fromtimestamp((run.directory / "metrics.jsonl").stat().st_mtime, timezone.utc)
@@ -173,10 +209,11 @@ def _figure(chart: curves.Chart, size: str = "panel") -> Markup:
     ).format(size, curves.hover_data(chart), chart.title, unit, curves.describe(chart), drawn)
 
 
-def _jpeg_uri(image: np.ndarray) -> str:
+def _image_uri(image: np.ndarray, kind: str = "jpeg") -> str:
+    """`kind` is jpeg, or png where edges between colours have a meaning."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    Image.fromarray(image).save(buffer, kind, **({"quality": 88} if kind == "jpeg" else {"optimize": True}))
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _own_file(name: str) -> Markup:

@@ -1,9 +1,10 @@
 """Reads what a run leaves in its directory, also while it is still being written.
 
-config.yaml        the effective configuration, the one file that must be there
+config.yaml        the effective configuration; it or eval/ must be there
 metrics.jsonl      one JSON object a logged step or evaluation; values may be NaN, the last line may be cut short
 bad_samples.jsonl  one JSON object for each sample that could not be decoded: sample_id, name, reason
 checkpoints/       step_00001000, ...: one directory a complete checkpoint
+eval/              what `webssl eval` leaves (result_files.py, dense_pictures.py)
 """
 
 from __future__ import annotations
@@ -78,16 +79,19 @@ class Run:
 
 
 def read_run(directory: Path | str) -> Run:
-    """Reads a run directory. Raises UserError that says what is missing where it is none."""
+    """Reads a run directory, of a training or of evaluations alone. Raises UserError that says what is missing where
+    it is none."""
     directory = Path(directory)
-    way_out = "A run directory is made by `webssl train CONFIG output_dir=...`; give its output_dir."
+    way_out = (
+        "A run directory is made by `webssl train CONFIG output_dir=...`, or by `webssl eval`; give its output_dir."
+    )
     if not directory.is_dir():
         kind = "is a file, not a directory" if directory.exists() else "does not exist"
         raise UserError(f"{directory} {kind}. {way_out}")
     config_path = directory / "config.yaml"
-    if not config_path.is_file():
-        raise UserError(f"{directory} is not a run: it has no config.yaml. {way_out}")
-    config_text = config_path.read_text(encoding="utf-8", errors="replace")
+    if not config_path.is_file() and not (directory / "eval").is_dir():
+        raise UserError(f"{directory} is not a run: it has no config.yaml and no eval folder. {way_out}")
+    config_text = config_path.read_text(encoding="utf-8", errors="replace") if config_path.is_file() else ""
     notes: list[str] = []
     return Run(
         directory=directory,
