@@ -95,7 +95,7 @@ def _explicit_bf16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     The backward of torch 2.13's SDPA is slow in bf16 on CPUs (benchmarks/ops/bench_attention.py times both); the errors
     are alike.
     """
-    with torch.autocast(q.device.type, enabled=False):  # which would round the scores to bf16
+    with torch.autocast("cpu", enabled=False):  # which would round the scores to bf16
         scores_BHNN = q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5
         return torch.softmax(scores_BHNN, dim=-1).to(v.dtype) @ v
 
