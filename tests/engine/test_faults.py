@@ -151,14 +151,13 @@ def fill_the_disk_of_rank_1(rank, step):
     if (rank, step) == (1, 6):  # the checkpoint of step 5 is complete, or just in the making
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
     if (rank, step) == (1, 12):
+        time.sleep(3)  # step 10 is saved beside training: its write must come while there is no room
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def test_disk_that_is_full_for_a_while_costs_one_checkpoint(tmp_path, whole):
     logs = tmp_path / "logs"
-    # Written at once: a save beside training may come to its write only when there is room again.
-    settings = {"checkpoint_every": 10, "async_checkpoint": False}
-    ranks = start_ranks(run, tmp_path, fill_the_disk_of_rank_1, settings, logs=logs)
+    ranks = start_ranks(run, tmp_path, fill_the_disk_of_rank_1, {"checkpoint_every": 10}, logs=logs)
     assert exit_statuses(ranks) == [0, 0]
     assert "STEP 10 IS NOT SAVED, and the next checkpoint must succeed: could not save" in log_of(logs, 0)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000020"]
