@@ -26,7 +26,7 @@ from webssl_fast.config.schema import DataConfig, ModelConfig
 from webssl_fast.data.index import Index
 from webssl_fast.data.pipeline import EvalBatch, EvalLoader, loader_threads
 from webssl_fast.evals.feature_cache import FeatureCache, FrozenFeature, extract_into
-from webssl_fast.models.encoders import BackboneEncoder
+from webssl_fast.models.encoders import BackboneEncoder, compile_encoder
 from webssl_fast.models.vit import VisionTransformer
 
 GEMM_SHAPE = {"cpu": (2048, 2048, 2048), "cuda": (8192, 8192, 8192)}
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224, help="in pixels")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--precision", choices=list(DTYPES), default="bf16")
+    parser.add_argument("--compile", action="store_true", help="as eval.compile_encoder does")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
@@ -74,6 +75,9 @@ def main() -> None:
         backbone = VisionTransformer(ModelConfig(preset=arguments.preset, image_size_px=arguments.image_size))
     backbone.initialize(0, "backbone")
     encoder = BackboneEncoder(backbone, arguments.preset).eval().requires_grad_(False)
+    gflop = gflop_per_image(encoder, min(arguments.batch, 8), device)  # what is compiled is not counted
+    if arguments.compile:
+        compile_encoder(encoder)
     features = [FrozenFeature(encoder.num_blocks - 1, "cls"), FrozenFeature(encoder.num_blocks - 1, "patch_mean")]
     index = Index.open(arguments.images)
     sample_ids = np.arange(min(arguments.num_images or len(index), len(index)))
@@ -110,13 +114,13 @@ def main() -> None:
     extract()  # warms up: decoders, kernels, the files' pages
     runs = [extract() for _ in range(arguments.repeats)]
     images_per_second = statistics.median(rate for rate, _ in runs)
-    gflop = gflop_per_image(encoder, min(arguments.batch, 8), device)
     dtype = DTYPES[arguments.precision] or torch.float32
     ceiling = gemm_tflop_per_s(GEMM_SHAPE[device.type], dtype, repeats=5, device=device)
     emit(
         "encode",
         record=arguments.record,
         device=device,
+        compiled=arguments.compile,
         preset=arguments.preset,
         image_px=arguments.image_size,
         precision=arguments.precision,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from webssl_fast.config.schema import ModelConfig
-from webssl_fast.models.encoders import BackboneEncoder, Encoder
+from webssl_fast.models.encoders import BackboneEncoder, Encoder, compile_encoder
 from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.records import Preprocessing
 
@@ -61,3 +61,20 @@ def test_refuses_blocks_that_are_not_there(encoder, images, blocks):
 def test_preprocessing_keeps_its_ratio_at_other_sizes():
     assert Preprocessing(256, 224).at(518) == Preprocessing(592, 518)
     assert Preprocessing(224, 224, "bilinear", keep_aspect=False).at(384).resize_px == 384
+
+
+def test_compiled_it_says_the_same(images):
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    backbone = VisionTransformer(ModelConfig(preset="vit_nano_patch14", image_size_px=56, layer_scale_init=0.5))
+    backbone.initialize(0, "backbone")
+    encoder = BackboneEncoder(backbone, "nano").eval().requires_grad_(False)
+    expected = encoder.block_features(images, [0, 1])
+    compile_encoder(encoder, backend)
+    for found, wanted in zip(encoder.block_features(images, [0, 1]), expected, strict=True):
+        torch.testing.assert_close(found.patch_tokens, wanted.patch_tokens)
+    assert graphs, "nothing was compiled"

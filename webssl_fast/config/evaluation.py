@@ -162,6 +162,7 @@ class EvalConfig(Config):
     checkpoint: str = ""  # a run, a checkpoint, an official .pth, a Hugging Face folder or id; empty: output_dir
     every: PositiveInt | None = None  # steps between evaluations during training; None: only when asked for
     image_size_px: PositiveInt | None = None  # None: the encoder's own
+    compile_encoder: bool = False  # torch.compile: worth its minutes where many images follow
     cache_dir: str = ""  # where features are kept and shared between evaluations; empty: output_dir/feature_cache
     knn: KnnConfig = KnnConfig()
     linear_probe: LinearProbeConfig = LinearProbeConfig()

@@ -8,7 +8,7 @@ Hugging Face folder or hub id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -99,3 +99,10 @@ def block_indices(blocks: Sequence[int], num_blocks: int) -> list[int]:
             "from the end"
         )
     return [block % num_blocks for block in blocks]
+
+
+def compile_encoder(encoder: Encoder, backend: str | Callable = "inductor") -> None:
+    """Has torch.compile speed an encoder up, in place: one of ours block by block, another network as a whole."""
+    assert isinstance(encoder, nn.Module)
+    for module in encoder.backbone.blocks if isinstance(encoder, BackboneEncoder) else encoder.children():
+        module.compile(backend=backend)

@@ -16,7 +16,7 @@ from webssl_fast.config.schema import RunConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError, UserError
 from webssl_fast.evals.feature_cache import encoder_hash
-from webssl_fast.models.encoders import Encoder
+from webssl_fast.models.encoders import Encoder, compile_encoder
 from webssl_fast.recipes.encoder_source import is_own_training, load_encoder, untrained_twin
 from webssl_fast.recipes.evaluate_alignment import evaluate_alignment
 from webssl_fast.recipes.evaluate_dense import evaluate_depth, evaluate_segmentation
@@ -68,6 +68,10 @@ def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str,
         source = config.eval.checkpoint or config.output_dir
         encoder = load_encoder(source, ranks.device)
         untrained = untrained_twin(encoder, config.seed) if is_own_training(source) else None
+        if config.eval.compile_encoder:
+            for each in (encoder, untrained):
+                if each is not None:
+                    compile_encoder(each)
         scores = {}
         for name, evaluation in wanted.items():
             started = time.monotonic()
