@@ -126,6 +126,8 @@ def _explain(item: Any) -> str:
         else:
             hint = f"allowed here: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
+    if item["type"] == "union_tag_invalid":
+        return f"{key}.name: {item['ctx']['tag']!r} is no method; allowed: {item['ctx']['expected_tags']}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{key}: {message}, got {item['input']!r}"
