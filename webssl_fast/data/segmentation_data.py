@@ -11,7 +11,6 @@ Dimensions: H rows, W columns.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from webssl_fast.config.schema import SegmentationConfig
 from webssl_fast.data.color_distortion import photometric_distortion
+from webssl_fast.data.complete_sets import check_complete
 from webssl_fast.data.dense_loading import read_image, read_pixels
 from webssl_fast.data.dense_transforms import (
     cut,
@@ -35,8 +35,6 @@ from webssl_fast.data.dense_transforms import (
 )
 from webssl_fast.errors import UserError
 from webssl_fast.records import DenseSample
-
-logger = logging.getLogger(__name__)
 
 FULL_SIZES = {"training": 20_210, "validation": 2_000}
 IGNORED = 255
@@ -75,14 +73,9 @@ class SegmentationSplit:
             raise UserError(
                 f"eval.segmentation.source: found {found}{named}. The whole set has {expected:,} of each in {split}"
             )
-        is_complete = len(images) == expected
-        if not is_complete and not allow_subset:
-            raise UserError(
-                f"eval.segmentation.source: found {found}, but the whole set has {expected:,} of each in {split}. "
-                "Unpack it again, or set eval.segmentation.allow_subset=true; scores are then not ADE20K's"
-            )
-        if not is_complete:
-            logger.warning("segmentation on a subset: %d of %d images in %s", len(images), expected, split)
+        is_complete = check_complete(
+            "eval.segmentation", split, f"found {found}", len(images), expected, "ADE20K", allow_subset=allow_subset
+        )
         return cls(tuple((image, annotations[image.stem]) for image in images), num_classes, is_complete)
 
     def __len__(self) -> int:
