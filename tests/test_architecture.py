@@ -42,6 +42,7 @@ LEVELS = {
     "gpus": 0,
     "rounding": 0,
     "shards": 0,
+    "vqa_categories": 0,
     "errors": 0,
 }
 EXEMPT_IMPORTS = {

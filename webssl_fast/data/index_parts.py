@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import multiprocessing
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from webssl_fast.data.column_file import Column, map_columns, write_columns
+from webssl_fast.data.executors import run_tasks
 from webssl_fast.data.index import Kind
 from webssl_fast.data.parquet import scan_parquet
 from webssl_fast.data.storage import Retries, Storage
@@ -74,11 +68,12 @@ def make_parts(
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     if len(missing) < len(files):
         logger.info("%d of %d files are indexed already", len(files) - len(missing), len(files))
-    work = partial(_write_part, kind, retries)
+    make_work = partial(partial, _write_part, kind, retries)
     failed: dict[int, str] = {}
     progress = tqdm(total=len(files), initial=len(files) - len(missing), desc="indexing", unit="file", disable=None)
     with progress:
-        for number, reason in _executed(work, [(n, files[n], paths[n]) for n in missing], num_workers):
+        tasks = [(number, files[number], paths[number]) for number in missing]
+        for number, reason in run_tasks(make_work, tasks, num_workers=num_workers):
             progress.update()
             if reason:
                 failed[number] = reason
@@ -105,40 +100,6 @@ def _check_one_schema(parts: Sequence[Part], files: Sequence[str]) -> None:
                 f"{files[number]!r} has other columns or classes than {files[with_samples[0]]!r}: "
                 f"{parts[number].schema}, not {parts[with_samples[0]].schema}"
             )
-
-
-def _executed(work, tasks: Sequence[tuple[int, str, Path]], num_workers: int) -> Iterator[tuple[int, str]]:
-    """(number, reason why it failed or "") of each task, as they end; in this process where there is one worker."""
-    if num_workers == 1 or len(tasks) < 2:
-        yield from (work(task) for task in tasks)
-        return
-    # "spawn": the caller may have threads (torch, fsspec), which do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    num_workers = min(num_workers, len(tasks))
-    with ProcessPoolExecutor(num_workers, context, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
-        futures = [pool.submit(work, task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed (is the memory full?): what is done is kept, and the same command goes "
-                "on, perhaps with fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin_worker(parent: int) -> None:
-    """Leaves Ctrl-C to the parent, and ends with it: a worker that loses its parent would wait for work for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_part(kind: Kind, retries: Retries | None, task: tuple[int, str, Path]) -> tuple[int, str]:

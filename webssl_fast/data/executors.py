@@ -1,0 +1,74 @@
+"""Who does the work on many shards: this process, or several processes of this machine.
+
+A task is one shard's; its result is small, and what the work makes it writes to a file itself, whole or not at all. So
+whoever is killed loses one shard's work, and the next run does what is missing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from webssl_fast.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_work: Callable[[Any], Any] | None = None  # of a worker process
+
+
+def run_tasks(
+    make_work: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], *, num_workers: int = 1
+) -> Iterator[Result]:
+    """The result of each task, in the order in which they end.
+
+    make_work    called once in each worker, where it may load a model; can be pickled, as tasks and results can
+    num_workers  1: in this process
+
+    Raises UserError where a worker was killed; what the work itself raises comes through, and ends the run.
+    """
+    if num_workers == 1 or len(tasks) < 2:
+        work = make_work()
+        yield from (work(task) for task in tasks)
+        return
+    # "spawn": the caller may have threads (torch, fsspec), which do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    num_workers = min(num_workers, len(tasks))
+    with ProcessPoolExecutor(num_workers, context, _begin_worker, (os.getpid(), make_work)) as pool:
+        futures = [pool.submit(_do, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed (is the memory full?): what is done is kept, and the same command goes "
+                "on, perhaps with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker(parent: int, make_work: Callable[[], Callable[[Any], Any]]) -> None:
+    """Leaves Ctrl-C to the parent, and ends with it: a worker that loses its parent would wait for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    global _work
+    _work = make_work()
+
+
+def _do(task: Any) -> Any:
+    assert _work is not None
+    return _work(task)
