@@ -43,24 +43,32 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class HubFiles:
+    """Where a benchmark's data lie: paths or glob patterns of files of a data set on the Hugging Face hub."""
+
+    hub_id: str
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Benchmark:
-    """One of the benchmarks of vqa_categories.BENCHMARKS.
+    """One of the benchmarks of vqa_categories.BENCHMARKS, under the protocol of Cambrian-1 (arXiv 2406.16860).
 
     name           there
-    hub_ids        data sets on the Hugging Face hub that have this layout, the protocol's first
-    split          its part that is asked
-    files          paths or glob patterns of what is read, relative to the data set's folder
+    folder         of its data, below the folder of all benchmarks' data
+    split          the part of the data set that is asked
+    published      its data on the hub, the protocol's first, then copies of the same layout
     num_questions  of the whole benchmark: scores of fewer do not compare with published ones
-    load           the questions of the data set in a folder; images are opened when asked for.
+    load           the questions of the data in a folder; images are opened when asked for.
                    Raises UserError, which names the file, what was found and what is expected.
-    score          scores in percent (MME: points) of answered questions, the benchmark's own under `name`, details
-                   under `name` + "_..."; pure. Raises ValueError for no question at all.
+    score          scores in percent (MME: points) of answered questions, at least one: the benchmark's own under
+                   `name`, details under `name` + "_..."; pure. Empty where the truth is not public.
     """
 
     name: str
-    hub_ids: tuple[str, ...]
+    folder: str
     split: str
-    files: tuple[str, ...]
+    published: tuple[HubFiles, ...]
     num_questions: int
     load: Callable[[Path], Sequence[Question]]
     score: Callable[[Sequence[Answered]], dict[str, float]]
