@@ -105,8 +105,9 @@ def _find_all(wanted: Sequence[Benchmark], config: VqaBenchmarksConfig) -> list[
     if missing:
         fewer = f", or run those that are there with {SECTION}.names=[{','.join(found)}]" if found else ""
         raise UserError(
-            f"no data for {len(missing)} of {len(wanted)} benchmarks:\n{''.join(missing)}Then set {SECTION}.root to the "
-            f"folder above theirs (or {SECTION}.paths.<benchmark> to one); or set {SECTION}.download=true{fewer}"
+            f"no data for {len(missing)} of {len(wanted)} benchmarks:\n{''.join(missing)}"
+            f"Then set {SECTION}.root to the folder above theirs (or {SECTION}.paths.<benchmark> to one); or set "
+            f"{SECTION}.download=true{fewer}"
         )
     return list(found.values())
 
