@@ -57,7 +57,16 @@ def test_after_announcement_takes_the_last():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("12", 12), ("-2.5", -2.5), ("1e3", 1000), (" 7 ", 7), ("12%", None), ("1,200", None), ("", None), ("3 or 4", None)],
+    [
+        ("12", 12),
+        ("-2.5", -2.5),
+        ("1e3", 1000),
+        (" 7 ", 7),
+        ("12%", None),
+        ("1,200", None),
+        ("", None),
+        ("3 or 4", None),
+    ],
 )
 def test_number(text: str, value: float | None):
     assert number(text) == value

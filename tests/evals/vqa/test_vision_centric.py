@@ -34,8 +34,13 @@ def test_mmvp_wants_both_of_a_pair():
     def row(answer: str, letter: str, text: str, pair: int):
         return answer, {"answer": letter, "text": text, "pair": pair}
 
-    rows = [row("A", "a", "Open", 0), row("(b) Closed", "b", "Closed", 0), row("under the mat.", "b", "Under the mat", 1),
-            row("(A)", "a", "On the mat", 1), row("(B).", "b", "No", 2)]  # fmt: skip
+    rows = [
+        row("A", "a", "Open", 0),
+        row("(b) Closed", "b", "Closed", 0),
+        row("under the mat.", "b", "Under the mat", 1),
+        row("(A)", "a", "On the mat", 1),
+        row("(B).", "b", "No", 2),
+    ]
     # The second is neither letter nor text; the fifth's other half is not there.
     assert score_mmvp(answered(*rows)) == {"mmvp": 50, "mmvp_questions": 80}
 
@@ -60,7 +65,7 @@ def test_mmvp_rejects_damaged_rows(tmp_path: Path, row: list[str], message: str)
 def test_mmvp_rejects_other_columns(tmp_path: Path):
     write_mmvp(tmp_path)
     (tmp_path / "mmvp/Questions.csv").write_text("Index,Question,Choices,Answer\n1,a,b,c\n")
-    with pytest.raises(UserError, match=r"Questions.csv has the columns \['Index', 'Question', 'Choices'.*expected are"):
+    with pytest.raises(UserError, match=r"Questions.csv has the columns \['Index', 'Question', 'Choi.*expected are"):
         load_mmvp(tmp_path / "mmvp")
 
 

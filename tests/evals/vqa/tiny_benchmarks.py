@@ -135,7 +135,7 @@ def write_scienceqa(root: Path) -> None:
     rows = [
         {"image": encoded("magnet"), "question": "Do they attract?", "hint": "Two magnets.", "answer": 1,
          "choices": ["They repel.", "They attract."], "grade": "grade3"},
-        {"image": None, "question": "Which is text?", "hint": "", "choices": ["x", "y"], "answer": 0, "grade": "grade2"},
+        {"image": None, "question": "Which is it?", "hint": "", "choices": ["x", "y"], "answer": 0, "grade": "grade2"},
         {"image": encoded("map"), "question": "Which is north?", "hint": "", "choices": ["Ohio", "Maine", "Utah"],
          "answer": 1, "grade": "grade2"},
         {"image": encoded("fern"), "question": "What is it?", "hint": "", "choices": ["fern", "moss", "pine", "oak"],
@@ -156,9 +156,7 @@ def write_mmmu(root: Path) -> None:
         row(3, "What is the sum in <image 1> and <image 2>?", "[]", "open", "12.5"),
         row(4, "Name it: <image 1>", "[]", "open", "Andante"),
     ]
-    write_rows(
-        root / "mmmu/data/validation-00000-of-00001.parquet", rows, images=[f"image_{i}" for i in range(1, 8)]
-    )
+    write_rows(root / "mmmu/data/validation-00000-of-00001.parquet", rows, images=[f"image_{i}" for i in range(1, 8)])
 
 
 def write_mathvista(root: Path) -> None:
@@ -224,7 +222,11 @@ def write_textvqa(root: Path) -> None:
 
 
 def write_docvqa(root: Path) -> None:
-    asked = [(101, "What is the date?", ["1/8/93"]), (102, "To whom?", ["P. Carter", "p. carter"]), (103, "No.?", ["7"])]
+    asked = [
+        (101, "What is the date?", ["1/8/93"]),
+        (102, "To whom?", ["P. Carter", "p. carter"]),
+        (103, "No.?", ["7"]),
+    ]
     rows = [
         {"questionId": str(number), "question": question, "answers": answers, "image": encoded(answers[0])}
         for number, question, answers in asked
