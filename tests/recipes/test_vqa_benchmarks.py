@@ -12,7 +12,7 @@ from tests.evals.vqa.tiny_benchmarks import NUM_QUESTIONS, constant, truthful, w
 from webssl_fast.config.vqa_benchmarks import BenchmarkName, VqaBenchmarksConfig
 from webssl_fast.errors import UserError
 from webssl_fast.evals.vqa.question import Question
-from webssl_fast.recipes.vqa_benchmarks import run_benchmarks, score_benchmarks
+from webssl_fast.recipes.vqa_benchmarks import check_data, run_benchmarks, score_benchmarks
 from webssl_fast.vqa_categories import BENCHMARKS, CATEGORIES
 
 # By hand, from the rows of tiny_benchmarks.py, where every answer is "A".
@@ -167,8 +167,14 @@ def test_answers_of_two_models_do_not_mix(root: Path, tmp_path: Path):
 
 
 def test_a_subset_must_be_allowed(root: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"vqa.benchmarks.root: 28 questions in .*mme.*2,374 in mme's test"):
+    with pytest.raises(UserError, match=r"benchmarks.root: 28 questions in .*mme.*2,374 in mme's test"):
         run_benchmarks(truthful, config(root, names=["mme"], allow_subset=False), tmp_path, "truth")
+
+
+def test_data_can_be_checked_beforehand(root: Path, tmp_path: Path):
+    check_data(config(root))
+    with pytest.raises(UserError, match="no data for 16 of 16 benchmarks"):
+        check_data(config(tmp_path))
 
 
 def test_missing_data_are_named_at_once_with_the_way_out(root: Path, tmp_path: Path):
@@ -179,7 +185,7 @@ def test_missing_data_are_named_at_once_with_the_way_out(root: Path, tmp_path: P
     command = f"hf download MMVP/MMVP --repo-type dataset --local-dir {tmp_path}/empty/mmvp"
     assert command in text and "--include 'MMVP Images/*.jpg'" in text
     assert text.count("hf download") == 15
-    assert "vqa.benchmarks.names=[mme]" in text
+    assert "benchmarks.names=[mme]" in text
     assert not (tmp_path / "eval").exists()
 
 
@@ -194,7 +200,7 @@ def test_docvqa_test_is_written_for_its_server(root: Path, tmp_path: Path, caplo
     assert reported.scores["docvqa"] == 29.0
     with pytest.raises(ValidationError, match="docvqa_split=test"):
         config(root, docvqa_test_score=29.0)
-    with pytest.raises(UserError, match="answers the split test, vqa.benchmarks asks for validation"):
+    with pytest.raises(UserError, match="answers the split test, benchmarks asks for validation"):
         score_benchmarks(config(root, names=["docvqa"]), tmp_path)
 
 

@@ -22,7 +22,7 @@ from webssl_fast.vqa_categories import BENCHMARKS, average, category_means
 
 logger = logging.getLogger(__name__)
 
-SECTION = "vqa.benchmarks"  # of the config, as messages name it
+SECTION = "benchmarks"  # of the config, as messages name it
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,10 @@ def run_benchmarks(
     Raises UserError: data are missing, not whole or not in their layout; a file of answers is damaged or another
     model's.
     """
-    wanted = _wanted(config)
-    folders = _find_all(wanted, config)
-    loaded = [_load(each, folder, config) for each, folder in zip(wanted, folders, strict=True)]
+    loaded = _load_all(config)
     judged = []
-    for benchmark, questions in zip(wanted, loaded, strict=True):
+    while loaded:
+        benchmark, questions = loaded.pop(0)  # so that its images do not stay in memory
         header = Header(benchmark.name, benchmark.split, model_identity, data_identity(questions), len(questions))
         with AnswerFile(_path(output_dir, benchmark.name), header, questions) as file:
             asked = questions[: config.limit]
@@ -61,6 +60,12 @@ def run_benchmarks(
             answers = [file.answered[each.id] for each in asked]
         judged.append(_judge(benchmark, answers, output_dir))
     return _result(judged, config)
+
+
+def check_data(config: VqaBenchmarksConfig) -> None:
+    """Finds and reads the data of all wanted benchmarks, for whoever trains before asking. Raises UserError for what is
+    missing, not whole or not in its layout."""
+    _load_all(config)
 
 
 def score_benchmarks(config: VqaBenchmarksConfig, output_dir: Path) -> EvalResult:
@@ -123,12 +128,19 @@ def _path(output_dir: Path, name: str) -> Path:
     return output_dir / "eval" / "vqa" / f"{name}.jsonl"
 
 
+def _load_all(config: VqaBenchmarksConfig) -> list[tuple[Benchmark, Sequence[Question]]]:
+    wanted = _wanted(config)
+    folders = _find_all(wanted, config)
+    return [(each, _load(each, folder, config)) for each, folder in zip(wanted, folders, strict=True)]
+
+
 def _load(benchmark: Benchmark, folder: Path, config: VqaBenchmarksConfig) -> Sequence[Question]:
     questions = benchmark.load(folder)
     if not questions:
         raise UserError(f"{benchmark.name}: there is no question in {folder}")
     check_ids(questions, f"{benchmark.name}, {folder}")
     _check_complete(benchmark, str(folder), len(questions), config)
+    logger.info("%s: %d questions in %s", benchmark.name, len(questions), folder)
     return questions
 
 

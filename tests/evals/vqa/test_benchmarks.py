@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -86,3 +87,15 @@ def test_a_folder_with_other_files_is_not_passed_over(hub_cache: Path, tmp_path:
 def test_a_download_that_fails_says_so(hub_cache: Path):
     with pytest.raises(UserError, match="lmms-lab/MME cannot be downloaded"):
         find_data(BENCHMARKS["mme"], None, download=True)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_document_names_data_and_numbers(name: str):
+    benchmark = BENCHMARKS[name]
+    text = (Path(__file__).parents[3] / "docs" / "vqa_benchmarks.md").read_text()
+    data, protocol = [line for line in text.splitlines() if line.startswith(f"| `{name}` ")]
+    cells = [cell.strip() for cell in data.strip("|").split("|")]
+    assert cells[1:3] == [f"`{benchmark.folder}`", f"`{benchmark.published[0].hub_id}`"]
+    assert cells[3].startswith(benchmark.split) and cells[4].startswith(f"{benchmark.num_questions:,}")
+    tokens = re.findall(r"(\d+) tokens", protocol)
+    assert tokens == {"mme": ["32"], "gqa": ["128"], "chartqa": ["128"], "docvqa": ["128"]}.get(name, [])

@@ -56,7 +56,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], images: Sequence[str]
 
 
 def write_tiny_benchmarks(folder: Path) -> Path:
-    """Writes a folder for `vqa.benchmarks.root`; returns it."""
+    """Writes a folder for `benchmarks.root`; returns it."""
     for write in (*GENERAL, *KNOWLEDGE, *OCR_AND_CHART, *VISION_CENTRIC):
         write(folder)
     return folder

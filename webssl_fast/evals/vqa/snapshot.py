@@ -80,7 +80,7 @@ def read_rows(files: Sequence[Path], columns: Sequence[str], image_column: str |
     Raises UserError, which names the file, its columns and those expected.
     """
     rows: list[Row] = []
-    reader = RowReader()
+    reader = RowReader(max_open=2)  # row groups of documents can be large
     for path in files:
         file = open_parquet(str(path))
         wanted = [*columns, *([image_column] if image_column else [])]
