@@ -144,6 +144,14 @@ def test_scoring_asks_for_all_answers(root: Path, tmp_path: Path):
         score_benchmarks(config(root, names=["gqa"]), tmp_path)
 
 
+def test_damaged_truths_are_said(root: Path, tmp_path: Path):
+    run_benchmarks(truthful, config(root, names=["mme"]), tmp_path, "truth")
+    path = tmp_path / "eval/vqa/mme.jsonl"
+    path.write_text(path.read_text().replace('"category"', '"catgory"'))
+    with pytest.raises(UserError, match=r"mme.jsonl has truths that are not mme's \(KeyError\('category'\)\)"):
+        score_benchmarks(config(root, names=["mme"]), tmp_path)
+
+
 def test_a_limit_grows_without_asking_twice(root: Path, tmp_path: Path):
     run_benchmarks(truthful, config(root, names=["ai2d"], limit=1), tmp_path, "truth")
     asked: list[str] = []

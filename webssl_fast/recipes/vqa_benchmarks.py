@@ -58,7 +58,7 @@ def run_benchmarks(
             asked = questions[: config.limit]
             _answer(answerer, asked, file, benchmark.name)
             answers = [file.answered[each.id] for each in asked]
-        judged.append(_judge(benchmark, answers, output_dir))
+        judged.append(_judge(benchmark, answers, output_dir, config))
     return _result(judged, config)
 
 
@@ -87,7 +87,7 @@ def score_benchmarks(config: VqaBenchmarksConfig, output_dir: Path) -> EvalResul
                 f"--score-only to have the others answered, or set {SECTION}.limit={len(answers)}"
             )
         _check_complete(benchmark, str(path), header.num_questions, config)
-        judged.append(_judge(benchmark, answers[:num_expected], output_dir))
+        judged.append(_judge(benchmark, answers[:num_expected], output_dir, config))
     if len(models) > 1:
         of = "; ".join(f"{path.name} is of {model}" for model, path in models.items())
         raise UserError(f"{output_dir} holds answers of {len(models)} models: {of}. Keep each model's in a folder")
@@ -180,20 +180,27 @@ def _in_step(questions: Sequence[Question], answerer: Answerer, name: str) -> It
         raise ValueError(f"{name}: the answerer gave more answers than the {len(questions)} questions it was asked")
 
 
-def _judge(benchmark: Benchmark, answers: Sequence[Answered], output_dir: Path) -> _Judged:
+def _judge(benchmark: Benchmark, answers: Sequence[Answered], output_dir: Path, config: VqaBenchmarksConfig) -> _Judged:
+    path = _path(output_dir, benchmark.name)
     if not answers:
-        raise UserError(f"{benchmark.name}: there is no answer to score")
-    scores = benchmark.score(answers)
-    if benchmark.name == "docvqa" and not scores:
-        path = _path(output_dir, "docvqa_submission").with_suffix(".json")
-        path.write_text(json.dumps(docvqa_submission(answers)))
-        logger.warning(
-            "docvqa: its test split is judged by rrc.cvc.uab.es alone: submit %s there, and set "
-            "%s.docvqa_test_score to what it reports",
-            path,
-            SECTION,
-        )
-    else:
+        raise UserError(f"{path} has no answer to score")
+    try:
+        scores = benchmark.score(answers)
+    except (KeyError, TypeError, AttributeError) as error:  # scorers take any answer, but no other truths
+        raise UserError(f"{path} has truths that are not {benchmark.name}'s ({error!r}); remove it") from error
+    if benchmark.name == "docvqa" and config.docvqa_split == "test":
+        submission = path.with_name("docvqa_submission.json")
+        submission.write_text(json.dumps(docvqa_submission(answers)))
+        if config.docvqa_test_score is not None:
+            scores = {"docvqa": config.docvqa_test_score}
+        else:
+            logger.warning(
+                "docvqa: rrc.cvc.uab.es alone judges its test split. Submit %s there, set %s.docvqa_test_score to what "
+                "it reports, and score again",
+                submission,
+                SECTION,
+            )
+    if benchmark.name in scores:
         logger.info("%s: %.2f over %d questions", benchmark.name, scores[benchmark.name], len(answers))
     return _Judged(benchmark, scores, len(answers))
 
@@ -201,8 +208,6 @@ def _judge(benchmark: Benchmark, answers: Sequence[Answered], output_dir: Path) 
 def _result(judged: Sequence[_Judged], config: VqaBenchmarksConfig) -> EvalResult:
     """Scores: the average and the categories whose benchmarks are all there, the benchmarks, then their details."""
     scores = {key: value for each in judged for key, value in each.scores.items()}
-    if config.docvqa_test_score is not None:
-        scores["docvqa"] = config.docvqa_test_score
     if "mme" in scores:
         scores["mme"] = scores[f"mme_{config.mme_in_average}"]
     benchmarks = {name: scores[name] for name in BENCHMARKS if name in scores}
