@@ -142,7 +142,7 @@ def data_index() -> str:
             f"{line['bytes_per_sample']:.1f}",
             f"{line['open_ms']:.2f} ms, {line['open_mib']:.1f} MiB",
             f"{line['order_ns_per_sample']:.0f} ns ({line['order_in_runs_ns_per_sample']:.0f} ns in runs of 16)",
-            f"{line['locate_us']:.0f} µs",
+            f"{line['locate_us']:.0f} µs; {line['mib_after_10000_locations']:.0f} MiB after 10,000",
             f"{line['date']}, {line['commit']}",
         ]
         for line in lines

@@ -2,7 +2,8 @@
 
 An image column holds structs {bytes, path} or plain bytes; a label column holds integers whose names, where there are
 any, stand in the files' "huggingface" metadata; a text column holds strings or lists of strings, of which the first
-counts. A row is read with its whole row group, so neighbouring samples cost little and random order costs much.
+counts. A row is read with its whole row group, so neighbouring samples cost little and random order costs much, above
+all where files are remote: there a row group is a few requests, with the retries of storage.py.
 
 Dimensions: S samples.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from webssl_fast.data.storage import Storage, is_remote
 from webssl_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,14 +43,15 @@ class ParquetScan:
     labels: array = field(default_factory=lambda: array("i"))
 
 
-def scan_parquet(files: list[str]) -> ParquetScan:
-    """Reads the schemas and the label columns; no image.
+def scan_parquet(files: list[str], storage: Storage | None = None) -> ParquetScan:
+    """Of local and remote files; reads the schemas and the label columns; no image.
 
     Raises UserError: pyarrow is missing, a file is no Parquet, has no image column, or other columns than the first.
     """
+    storage = storage or Storage()
     scan: ParquetScan | None = None
     for path in files:
-        file = _open(path)
+        file = _open(path, storage)
         names = file.schema_arrow.names
         image, label, text = (_first(names, of) for of in (IMAGE_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS))
         if image is None:
@@ -71,8 +74,8 @@ def scan_parquet(files: list[str]) -> ParquetScan:
 class RowReader:
     """Reads single cells; keeps the row groups that were used last. Safe to share between threads."""
 
-    def __init__(self, max_open: int = MAX_OPEN_ROW_GROUPS):
-        self._max_open = max_open
+    def __init__(self, storage: Storage, max_open: int = MAX_OPEN_ROW_GROUPS):
+        self._storage, self._max_open = storage, max_open
         self._files: dict[str, tuple[pyarrow.parquet.ParquetFile, np.ndarray]] = {}
         self._columns: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -101,7 +104,7 @@ class RowReader:
 
     def _file(self, path: str) -> tuple[pyarrow.parquet.ParquetFile, np.ndarray]:
         if path not in self._files:
-            file = _open(path)
+            file = _open(path, self._storage)
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
             self._files[path] = file, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[:-1]
         return self._files[path]
@@ -117,13 +120,15 @@ class RowReader:
         return cells
 
 
-def _open(path: str) -> pyarrow.parquet.ParquetFile:
+def _open(path: str, storage: Storage) -> pyarrow.parquet.ParquetFile:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(f"{path!r}: Parquet files need pyarrow: pip install 'webssl_fast[parquet]'") from error
     try:
+        if is_remote(path):
+            return pyarrow.parquet.ParquetFile(storage.open(path))
         return pyarrow.parquet.ParquetFile(path, memory_map=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path!r} cannot be read as Parquet: {error}") from error

@@ -23,7 +23,7 @@ class SampleReader:
     ):
         """remote_reads: requests that `read_many` keeps under way at once, over all threads that call it."""
         self._storage = Storage(retries, max_open)
-        self._rows = RowReader()
+        self._rows = RowReader(self._storage)
         self._remote = ThreadPoolExecutor(remote_reads, thread_name_prefix="webssl-remote")  # starts none before need
 
     @property
