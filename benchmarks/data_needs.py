@@ -11,7 +11,7 @@ NUM_GPUS, GPUS_OF_A_NODE = 256, 8
 CONFIGS = ("webdino_300m_mc2b", "webdino_7b_mc2b")
 IMAGE_KB = 100  # assumed of a web image at its own size; the paper does not tell MC-2B's
 DATA_SET_IMAGES = 2_000_000_000
-# nvJPEG and DALI on an A100, images of about 0.4 MP, in batches: pytorch/vision issue 8496 (7,800), NVIDIA/DALI issue
+# nvJPEG and DALI on an A100, images of about 0.4 megapixels: pytorch/vision issue 8496 (7,800), NVIDIA/DALI issue
 # 5362 (7,000 with three quarters of the batch for the engine). None is published of an H100.
 A100_JPEGS_PER_S = 7_000
 
@@ -29,9 +29,17 @@ def stored(bytes_per_sample: float) -> list[list[str]]:
     ]
 
 
-def needs(decode_ms: float, loader_ms: float, requests_per_image: dict[int, float]) -> list[list[str]]:
-    """Rows for each config. decode_ms, loader_ms: of a core for an image, decoded alone and with its ten crops;
-    requests_per_image: by data.shuffle_run."""
+def needs(
+    measured_kb: float, decode_ms: float, loader_ms: float, requests_per_image: dict[int, float]
+) -> list[list[str]]:
+    """A row for each config.
+
+    decode_ms, loader_ms   of a core for an image of measured_kb, decoded alone and with its ten crops: decoding is
+                           taken to go with the bytes, the rest to stay
+    requests_per_image     by data.shuffle_run
+    """
+    needed_decode_ms = decode_ms * IMAGE_KB / measured_kb
+    needed_loader_ms = loader_ms - decode_ms + needed_decode_ms
     header = [
         f"{NUM_GPUS} H100",
         "images/s (a GPU)",
@@ -55,8 +63,8 @@ def needs(decode_ms: float, loader_ms: float, requests_per_image: dict[int, floa
                 f"{rate * IMAGE_KB / 1e6:.2f} ({rate_gpu * GPUS_OF_A_NODE * IMAGE_KB / 1e6:.3f})",
                 f"{train.num_steps * train.global_batch_size * IMAGE_KB / 1e9:,.0f} TB",
                 *(f"{rate * share:,.0f}" for share in requests_per_image.values()),
-                f"{rate_gpu * decode_ms / 1e3:.2f}",
-                f"{rate_gpu * loader_ms / 1e3:.2f}",
+                f"{rate_gpu * needed_decode_ms / 1e3:.2f}",
+                f"{rate_gpu * needed_loader_ms / 1e3:.2f}",
                 f"{rate_gpu / A100_JPEGS_PER_S:.1%}",
             ]
         )

@@ -226,8 +226,9 @@ def data_needs_rates() -> str:
     decode, loader = _stage_lines("decode"), _stage_lines("together")
     if not requests or "nvimgcodec" not in decode or "loader_cpu" not in loader:
         return NO_LOADER_LINE
+    measured_kb = decode["nvimgcodec"]["mean_kib"] * 1.024
     costs = decode["nvimgcodec"]["cpu_ms_per_image"], loader["loader_cpu"]["cpu_ms_per_image"]
-    return _plan_table(partial(data_needs.needs, *costs, requests))
+    return _plan_table(partial(data_needs.needs, measured_kb, *costs, requests))
 
 
 def gpu_kernels() -> str:
