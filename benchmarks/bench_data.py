@@ -238,10 +238,9 @@ def measure_stages(arguments: argparse.Namespace, scratch: Path) -> None:
     """Prints a line for each stage and side."""
     index, reader = Index.open(arguments.images), SampleReader()
     encoded = [reader.read(index.locate(i % len(index))) for i in range(arguments.num_images // BATCH * BATCH)]
-    # First, so that the rivals' workers are forked off before there are threads of ours.
-    measured = list(rival_sides(index, len(encoded), scratch, arguments.workers))
     pool = ThreadPoolExecutor(arguments.threads)
     images = decoding(make_decoder(DecodeConfig()), encoded, pool)
+    measured = list(rival_sides(index, len(encoded), scratch, arguments.workers))
     measured += sides(index, encoded, images, pool, arguments)
     # By the clock also on a GPU: host and GPU work together, and each side waits for the GPU.
     timings = time_interleaved({side.key: side.run for side in measured}, arguments.repeats)
