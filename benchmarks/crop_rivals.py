@@ -19,9 +19,18 @@ from webssl_fast.ops.multi_crop import IMAGENET_MEAN, IMAGENET_STD
 from webssl_fast.records import CropRecipe
 
 
-def torchvision_side(images: Sequence[np.ndarray]) -> Callable[[], object]:
+def torchvision_chains(api: str = "v1") -> list[Callable[[Image.Image], Tensor]]:
+    """The transforms that make each crop of `RECIPES` of a Pillow image, by torchvision's first API, as DINOv2's code
+    uses it, or by its second one ("v2"), as DINOv3's does."""
     import_torchvision()
-    from torchvision import transforms as T
+    if api == "v1":
+        from torchvision import transforms as T
+
+        to_float = [T.ToTensor()]
+    else:
+        from torchvision.transforms import v2 as T
+
+        to_float = [T.ToImage(), T.ToDtype(torch.float32, scale=True)]
 
     def chain(recipe: CropRecipe) -> T.Compose:
         blur = T.GaussianBlur(9, sigma=recipe.blur_sigma)
@@ -33,12 +42,16 @@ def torchvision_side(images: Sequence[np.ndarray]) -> Callable[[], object]:
                 T.RandomGrayscale(recipe.grayscale_probability),
                 T.RandomApply([blur], p=recipe.blur_probability),
                 T.RandomSolarize(recipe.solarize_threshold, p=recipe.solarize_probability),
-                T.ToTensor(),
+                *to_float,
                 T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
             ]
         )
 
-    chains = [chain(recipe) for recipe in RECIPES]
+    return [chain(recipe) for recipe in RECIPES]
+
+
+def torchvision_side(images: Sequence[np.ndarray]) -> Callable[[], object]:
+    chains = torchvision_chains()
     pillow_images = [Image.fromarray(image) for image in images]
     return lambda: [crop(image) for image in pillow_images for crop in chains]
 

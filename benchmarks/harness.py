@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +34,8 @@ def argument_parser(doc: str | None, repeats: int) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call: percentiles of the clock, and the median processor time of all threads together.
+    """Milliseconds of one call: percentiles of the clock, and the median processor time of all threads together, also
+    of the processes that multiprocessing started.
 
     On a GPU the clock is the device's, between two events; the processor time is that of the calls alone.
     """
@@ -69,10 +73,20 @@ def time_interleaved(
 
 
 def _on_cpu(function: Callable[[], Any]) -> tuple[float, float]:
-    started, cpu_started = time.perf_counter(), time.process_time()
+    started, cpu_started = time.perf_counter(), _processor_seconds()
     function()
-    elapsed, cpu_elapsed = time.perf_counter() - started, time.process_time() - cpu_started
+    elapsed, cpu_elapsed = time.perf_counter() - started, _processor_seconds() - cpu_started
     return elapsed * 1e3, cpu_elapsed * 1e3
+
+
+def _processor_seconds() -> float:
+    """Of this process, of its children that ended, and of the workers (of data loaders) that live."""
+    ended = os.times()
+    seconds = time.process_time() + ended.children_user + ended.children_system
+    for worker in multiprocessing.active_children():
+        spent = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[11:13]  # utime and stime
+        seconds += sum(map(int, spent)) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def _on_gpu(device: torch.device) -> Callable[[Callable[[], Any]], tuple[float, float]]:

@@ -96,8 +96,8 @@ def plan_configs() -> list[list[str]]:
 
 def plan_published() -> list[list[str]]:
     """Published runs, and ours beside them at the planned MFU."""
-    vit_g = _planned("webdino_1b_mc2b", 256, "a100-40")
-    ours = _planned("webdino_7b_mc2b", 256)
+    vit_g = planned("webdino_1b_mc2b", 256, "a100-40")
+    ours = planned("webdino_7b_mc2b", 256)
     dinov3_flops = sum(micro_batch_flops(DINOV3_7B).values()) / DINOV3_7B.num_images
     header = ["run", "GPUs", "images", "GPU-hours", "TFLOP an image", "s a step", "images/s a GPU", "MFU"]
     return [
@@ -135,7 +135,7 @@ def plan_7b_one_gpu() -> list[list[str]]:
     rows, overrides = [], ["train.global_batch_size=12"]
     for name, more in steps:
         overrides += more
-        plan = _planned("webdino_7b_mc2b", 1, overrides=overrides)
+        plan = planned("webdino_7b_mc2b", 1, overrides=overrides)
         moments = (plan.memory.forward_end, plan.memory.backward_end)
         peak = max(moments, key=lambda moment: sum(moment.values()))
         fitting = [gpu for gpu in ("h100", "h200", "b200") if plan.memory.peak <= GPUS[gpu].memory_bytes]
@@ -170,7 +170,8 @@ def _billions(count: float) -> str:
     return f"{count / 1e9:.2f} B"
 
 
-def _planned(config: str, num_gpus: int, gpu: str = "h100", overrides: list[str] | None = None) -> Estimate:
+def planned(config: str, num_gpus: int, gpu: str = "h100", overrides: list[str] | None = None) -> Estimate:
+    """Of a config in configs/pretrain, at the MFU that `webssl plan` assumes."""
     path = ROOT / "configs" / "pretrain" / f"{config}.yaml"
     return planned_run(load_config(path, overrides or []), gpu, num_gpus)
 

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import data_needs
 from benchmarks.plan_tables import PLAN_TABLES, planned_configs, rewritten_header
 from webssl_fast.ops.evidence import cuda_ops, read_evidence, source_hash
 
@@ -26,6 +27,9 @@ ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 Line = dict[str, Any]
+NO_LOADER_LINE = (
+    "No result line yet: `python -m benchmarks.bench_data --images ...` prints some for benchmarks/results/.\n"
+)
 NO_STORAGE_LINE = (
     "No result line yet: `python -m benchmarks.bench_data --storage` prints some for benchmarks/results/.\n"
 )
@@ -40,7 +44,7 @@ def result_lines(
         for text in path.read_text().splitlines():
             line = json.loads(text)
             if line["case"] == case and line.get("device", "cpu") == device:
-                latest[tuple(str(line[key]) for key in keys)] = line
+                latest[tuple(str(line.get(key)) for key in keys)] = line
     return list(latest.values())
 
 
@@ -138,7 +142,7 @@ def data_index() -> str:
             f"{line['bytes_per_sample']:.1f}",
             f"{line['open_ms']:.2f} ms, {line['open_mib']:.1f} MiB",
             f"{line['order_ns_per_sample']:.0f} ns ({line['order_in_runs_ns_per_sample']:.0f} ns in runs of 16)",
-            f"{line['locate_us']:.0f} µs",
+            f"{line['locate_us']:.0f} µs; {line['mib_after_10000_locations']:.0f} MiB after 10,000",
             f"{line['date']}, {line['commit']}",
         ]
         for line in lines
@@ -163,6 +167,68 @@ def data_storage() -> str:
     ]
     header = ["shards", "`data.shuffle_run`", "runs in a batch of 3072", "images/s", "requests an image", "measured"]
     return markdown(header, rows)
+
+
+def data_loaders() -> str:
+    """Ours, and each other loader with the number of workers that suits it best."""
+    lines = _stage_lines("together")
+    rivals: dict[str, Line] = {}
+    for line in lines.values():
+        fastest = rivals.get(line["side"], line)
+        if "workers" in line and line["images_per_second"] >= fastest["images_per_second"]:
+            rivals[line["side"]] = line
+    if not rivals or "loader_cpu" not in lines:
+        return NO_LOADER_LINE
+    rows = [_loader_row("webssl_fast", lines["loader_cpu"], "")]
+    for name, line in rivals.items():
+        versions = ", ".join(f"{package} {version}" for package, version in line["versions"].items())
+        what = f"{LOADERS[name]} ({versions}), {line['workers']} worker{'s' if line['workers'] > 1 else ''}"
+        rows.append(_loader_row(what, line, f"{line['ours_over_it']:.1f}x ({line['ours_over_it_cpu']:.1f}x)"))
+    header = ["loader", "processor", "images/s", "ms of a core for an image", "webssl_fast is faster by", "measured"]
+    return markdown(header, rows)
+
+
+LOADERS = {
+    "torchvision_v1": "DataLoader, ImageFolder and torchvision, as DINOv2 uses them",
+    "torchvision_v2": "the same with torchvision's v2 transforms",
+    "webdataset": "webdataset and torchvision",
+}
+
+
+def _loader_row(name: str, line: Line, faster_by: str) -> list[str]:
+    return [
+        name,
+        f"{line['cpu']}, {line['cores']} cores",
+        f"{line['images_per_second']:,.0f}",
+        f"{line['cpu_ms_per_image']:.1f}",
+        faster_by,
+        f"{line['date']}, {line['commit']}",
+    ]
+
+
+def _stage_lines(stage: str) -> dict[str, Line]:
+    """Of bench_data, by side and number of workers."""
+    lines = [line for line in result_lines("data", ("stage", "side", "workers")) if line["stage"] == stage]
+    return {" ".join(str(line[key]) for key in ("side", "workers") if key in line): line for line in lines}
+
+
+def data_needs_stored() -> str:
+    lines = result_lines("index", ("cpu",))
+    return _plan_table(partial(data_needs.stored, lines[-1]["bytes_per_sample"])) if lines else NO_STORAGE_LINE
+
+
+def data_needs_rates() -> str:
+    requests = {
+        line["run_length"]: line["requests_per_image"]
+        for line in result_lines("storage", ("place", "run_length"))
+        if line["place"] == "http" and line["run_length"] in (1, 16)
+    }
+    decode, loader = _stage_lines("decode"), _stage_lines("together")
+    if not requests or "nvimgcodec" not in decode or "loader_cpu" not in loader:
+        return NO_LOADER_LINE
+    measured_kb = decode["nvimgcodec"]["mean_kib"] * 1.024
+    costs = decode["nvimgcodec"]["cpu_ms_per_image"], loader["loader_cpu"]["cpu_ms_per_image"]
+    return _plan_table(partial(data_needs.needs, measured_kb, *costs, requests))
 
 
 def gpu_kernels() -> str:
@@ -192,6 +258,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "multi_crop": multi_crop,
     "data_index": data_index,
     "data_storage": data_storage,
+    "data_loaders": data_loaders,
+    "data_needs_stored": data_needs_stored,
+    "data_needs_rates": data_needs_rates,
     "gpu_kernels": gpu_kernels,
     **{name: partial(_plan_table, rows) for name, rows in PLAN_TABLES.items()},
 }

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -19,24 +20,36 @@ if TYPE_CHECKING:
 MAX_OPEN_ROW_GROUPS = 4
 
 
-def open_parquet(path: str) -> pyarrow.parquet.ParquetFile:
-    """Raises UserError: pyarrow is missing, or the file is no Parquet."""
+def open_parquet(path: str, contents: Callable[[], BinaryIO] | None = None) -> pyarrow.parquet.ParquetFile:
+    """A file of this machine, or what `contents` opens in its place.
+
+    Raises UserError: pyarrow is missing, or the file is no Parquet.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(f"{path!r}: Parquet files need pyarrow: pip install 'webssl_fast[parquet]'") from error
     try:
+        if contents is not None:
+            return pyarrow.parquet.ParquetFile(contents())
         return pyarrow.parquet.ParquetFile(path, memory_map=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path!r} cannot be read as Parquet: {error}") from error
 
 
 class RowReader:
-    """Reads single cells; keeps the row groups that were used last. Safe to share between threads."""
+    """Reads single cells; keeps the row groups that were used last. Safe to share between threads.
 
-    def __init__(self, max_open: int = MAX_OPEN_ROW_GROUPS):
-        self._max_open = max_open
+    open_file  a path's file, raising UserError as `open_parquet` does
+    """
+
+    def __init__(
+        self,
+        open_file: Callable[[str], pyarrow.parquet.ParquetFile] = open_parquet,
+        max_open: int = MAX_OPEN_ROW_GROUPS,
+    ):
+        self._open_file, self._max_open = open_file, max_open
         self._files: dict[str, tuple[pyarrow.parquet.ParquetFile, np.ndarray]] = {}
         self._columns: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -68,7 +81,7 @@ class RowReader:
 
     def _file(self, path: str) -> tuple[pyarrow.parquet.ParquetFile, np.ndarray]:
         if path not in self._files:
-            file = open_parquet(path)
+            file = self._open_file(path)
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
             self._files[path] = file, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[:-1]
         return self._files[path]

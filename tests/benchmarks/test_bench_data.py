@@ -4,8 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks import storage_sides
+from benchmarks.loader_rivals import installed, torchvision_loaders, unpack, webdataset_loaders
+from benchmarks.photo_shards import write_shards
 from tests.data.image_files import encode, picture, write_folder
+from webssl_fast.config.schema import DecodeConfig
+from webssl_fast.data.decode import PillowDecoder
+from webssl_fast.data.index import Index
+from webssl_fast.data.read import SampleReader
 
 
 def test_every_stage_is_measured_and_a_missing_gpu_is_said(tmp_path: Path):
@@ -17,6 +25,25 @@ def test_every_stage_is_measured_and_a_missing_gpu_is_said(tmp_path: Path):
     assert {line["stage"] for line in lines} == {"read", "decode", "augment", "together"}
     assert all(line["images_per_second"] > 0 and line["device"] == "cpu" for line in lines)
     assert "not measured" in done.stderr
+
+
+def test_photo_shards_are_the_same_photographs_each_time(tmp_path: Path):
+    for folder in ("a", "b"):
+        write_shards(tmp_path / folder, num_shards=2, num_images=5)
+    shards = [[(tmp_path / folder / f"{i}.tar").read_bytes() for i in range(2)] for folder in ("a", "b")]
+    assert shards[0] == shards[1] and shards[0][0] != shards[0][1]
+    index = Index.open(f"{tmp_path}/a/*.tar")
+    (*images, last) = PillowDecoder(DecodeConfig()).decode(SampleReader().read_many([*map(index.locate, range(10))]))
+    assert len(images) == 9 and all(sorted(image.shape) == [3, 375, 500] for image in (*images, last))
+
+
+@pytest.mark.skipif(not all(installed().values()), reason="torchvision and webdataset are in no extra of ours")
+def test_other_loaders_load_as_many_images(tmp_path: Path):
+    write_shards(tmp_path, num_shards=2, num_images=32)
+    for rival in torchvision_loaders(unpack([f"{tmp_path}/0.tar"], tmp_path / "files"), 32, 16, [2]):
+        rival.epoch()
+    for rival in webdataset_loaders([f"{tmp_path}/{i}.tar" for i in range(2)], 32, 16, [1, 2]):
+        rival.epoch()
 
 
 def test_storage_and_index_are_measured(tmp_path: Path, monkeypatch, capsys):

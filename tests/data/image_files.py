@@ -60,6 +60,10 @@ def claiming_65000x65000(format_name: str) -> bytes:
         data[frame + 5 : frame + 9] = struct.pack(">HH", 65000, 65000)
     elif format_name == "GIF":
         data[6:10] = struct.pack("<HH", 65000, 65000)
+    elif format_name == "WEBP":  # whose plain form ends at 16383 pixels: the canvas of an extended one claims more
+        canvas = struct.pack("<I", 65000 - 1)[:3]
+        chunks = b"WEBP" + b"VP8X" + struct.pack("<II", 10, 0) + canvas * 2 + bytes(data[12:])
+        data[:] = b"RIFF" + struct.pack("<I", len(chunks)) + chunks
     return bytes(data)
 
 

@@ -132,7 +132,7 @@ def test_bad_file_fails_alone_with_a_reason(decoder, kind):
     assert np.array_equal(first, by_pillow(GOOD["jpeg"])) and np.array_equal(last, PICTURE)
 
 
-@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "GIF"])
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "GIF", "WEBP"])
 def test_pixel_limit_is_read_from_the_header(decoder, format_name):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (bad,) = decoder.decode([claiming_65000x65000(format_name)])

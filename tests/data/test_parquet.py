@@ -11,12 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks.range_server import Faults, serving
 from tests.data.image_files import write_folder, write_tar
 from webssl_fast.config.schema import DataConfig
+from webssl_fast.data import storage
 from webssl_fast.data.captions import read_captions
 from webssl_fast.data.index import Index, Location
+from webssl_fast.data.indexing import build_index
 from webssl_fast.data.pipeline import EvalLoader
 from webssl_fast.data.read import SampleReader
+from webssl_fast.data.storage import Retries
 from webssl_fast.errors import UserError
 from webssl_fast.records import Preprocessing
 
@@ -91,6 +95,24 @@ def test_an_empty_cell_is_that_sample_s_error(tmp_path: Path):
         reader.read(index.locate(1))
     with pytest.raises(OSError, match="row 9"):
         reader.read(Location(str(tmp_path / "x.parquet"), 9, -2, "image"))
+
+
+def test_files_of_a_server_that_drops_connections(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(storage, "_MAX_DELAY_S", 0.01)
+    faults = Faults(drop_share=0.2, delay_share=0.1, delay_s=0.01)
+    with serving(tmp_path, faults) as url:
+        pattern = f"{url}/train-0000{{0..1}}-of-00002.parquet"
+        build_index(pattern, tmp_path / "i")
+        for remote in (Index.open(pattern), Index.open(str(tmp_path / "i"))):
+            assert remote.class_names == CLASSES and remote.labels.tolist() == index.labels.tolist()
+            reader = SampleReader()
+            places = np.random.default_rng(0).permutation(12).tolist()
+            assert reader.read_many([remote.locate(i) for i in places]) == [png(10 * i) for i in places]
+            assert read_captions(remote, [8, 2]) == ["picture 8", "picture 2"]
+        assert faults.num_dropped > 3
+        (tmp_path / "train-00001-of-00002.parquet").unlink()
+        first, gone = SampleReader(Retries(attempts=2)).read_many([remote.locate(0), remote.locate(9)])
+    assert first == png(0) and isinstance(gone, OSError) and "train-00001" in str(gone)
 
 
 def test_rejects_what_is_no_parquet(tmp_path: Path):

@@ -196,6 +196,19 @@ def test_a_long_list_of_bad_samples_is_cut_and_says_so(tmp_path):
     assert "The first 50 of 1000" in page.words and "1000 × empty" in page.words
 
 
+def test_what_reading_met_is_told_and_drawn_over_the_run(tmp_path):
+    quiet = page_of(write_run(tmp_path / "quiet", [row | {"bad_samples": 0} for row in training_metrics()]))
+    rows = [
+        row | {"read_retries": count}
+        for row, count in zip(training_metrics(), (0, 5, 7, 1, 2, 2, 3, 3, 4), strict=True)
+    ]
+    page = page_of(write_run(tmp_path / "run", rows))
+    assert "Remote reads tried again: 11 , over all starts of the run" in page.words
+    for title in ("Images replaced", "Remote reads tried again"):
+        assert title in page.words and title not in quiet.words
+    assert page.num["figure"] == quiet.num["figure"] + 2 and "Samples that could not be read" not in page.words
+
+
 def test_a_long_run_stays_a_small_page(tmp_path):
     rows = training_metrics(num_steps=200_000, every=20)
     path = write_report(write_run(tmp_path, rows))

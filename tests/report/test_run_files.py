@@ -58,6 +58,12 @@ def test_nonfinite_values_are_kept_and_never_the_last(tmp_path):
     assert run.last("loss") == 5.0
 
 
+def test_a_counter_that_starts_anew_goes_on(tmp_path):
+    counts = [0, 3, 5, 1, 1, math.nan, 4, 2]
+    run = read_run(write_run(tmp_path, [{"step": i, "read_retries": count} for i, count in enumerate(counts)]))
+    assert run.get("read_retries").over_restarts.values == [0, 3, 5, 6, 6, 9, 11]
+
+
 def test_what_is_no_number_is_no_series(tmp_path):
     run = read_run(
         write_run(tmp_path, [{"step": 1, "loss": 5, "note": "x", "flag": True}, {"loss": 4.0}, {"step": "2"}])

@@ -92,10 +92,6 @@ def source_files(source: str) -> tuple[Kind, list[str]]:
     files = [path] if os.path.isfile(path) else expand_pattern(path)
     if path.endswith(".tar"):
         return "tar", files
-    if is_remote(path):
-        raise UserError(
-            f"data source {source!r}: Parquet files are read from local disks only; shards may lie anywhere"
-        )
     return "parquet", files
 
 
@@ -131,8 +127,8 @@ class Index:
         A folder's classes are its first-level folders (below what all paths have in common), where there are two or
         more; a shard's labels are the numbers in `.cls`; Parquet files have a column of them. With `class_names` (those
         of a training set), labels count in that list and an unknown class is an error.
-        Shards may be remote (s3://, https://, ...). Raises UserError where nothing is there, or what is there cannot be
-        used: without a saved index, a damaged shard is an error.
+        Shards and Parquet files may be remote (s3://, https://, ...). Raises UserError where nothing is there, or what
+        is there cannot be used: without a saved index, a damaged shard is an error.
         """
         path = os.path.expanduser(source)
         if source and is_column_file(path):

@@ -111,7 +111,7 @@ def _write_part(kind: Kind, retries: Retries | None, task: tuple[int, str, Path]
             facts = {"end_block": scan.end_block, "num_without_image": scan.num_without_image}
             _write(path, facts, scan.problems, columns)
         else:
-            rows = scan_parquet([source])
+            rows = scan_parquet([source], Storage(retries))
             schema = {name: getattr(rows, name) for name in ("image_column", "text_column", "class_names")}
             _write(path, {"schema": schema}, [], {"labels": np.frombuffer(rows.labels, np.int32)})
     except (OSError, UserError) as error:

@@ -2,7 +2,8 @@
 
 An image column holds structs {bytes, path} or plain bytes; a label column holds integers whose names, where there are
 any, stand in the files' "huggingface" metadata; a text column holds strings or lists of strings, of which the first
-counts.
+counts. A row is read with its whole row group, so neighbouring samples cost little and random order costs much, above
+all where files are remote: there a row group is a few requests, with the retries of storage.py.
 
 Dimensions: S samples.
 """
@@ -12,11 +13,16 @@ from __future__ import annotations
 import json
 from array import array
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from webssl_fast.data.storage import Storage, is_remote
 from webssl_fast.errors import UserError
 from webssl_fast.parquet_rows import open_parquet
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
@@ -35,14 +41,15 @@ class ParquetScan:
     labels: array = field(default_factory=lambda: array("i"))
 
 
-def scan_parquet(files: list[str]) -> ParquetScan:
-    """Reads the schemas and the label columns; no image.
+def scan_parquet(files: list[str], storage: Storage | None = None) -> ParquetScan:
+    """Of local and remote files; reads the schemas and the label columns; no image.
 
     Raises UserError: pyarrow is missing, a file is no Parquet, has no image column, or other columns than the first.
     """
+    storage = storage or Storage()
     scan: ParquetScan | None = None
     for path in files:
-        file = open_parquet(path)
+        file = open_anywhere(path, storage)
         names = file.schema_arrow.names
         image, label, text = (_first(names, of) for of in (IMAGE_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS))
         if image is None:
@@ -60,6 +67,11 @@ def scan_parquet(files: list[str]) -> ParquetScan:
             scan.labels.extend(np.asarray(column.fill_null(-1).cast("int32")).tolist())
     assert scan is not None, "expand_pattern gives at least one file"
     return scan
+
+
+def open_anywhere(path: str, storage: Storage) -> pyarrow.parquet.ParquetFile:
+    """A local or remote file. Raises UserError: pyarrow is missing, or the file is no Parquet."""
+    return open_parquet(path, (lambda: storage.open(path)) if is_remote(path) else None)
 
 
 def _first(names: list[str], wanted: tuple[str, ...]) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from webssl_fast.data.index import PARQUET_ROW, WHOLE_FILE, Location
+from webssl_fast.data.parquet import open_anywhere
 from webssl_fast.data.storage import MAX_OPEN_FILES, Retries, Storage, is_remote
 from webssl_fast.parquet_rows import RowReader
 
@@ -23,7 +25,7 @@ class SampleReader:
     ):
         """remote_reads: requests that `read_many` keeps under way at once, over all threads that call it."""
         self._storage = Storage(retries, max_open)
-        self._rows = RowReader()
+        self._rows = RowReader(partial(open_anywhere, storage=self._storage))
         self._remote = ThreadPoolExecutor(remote_reads, thread_name_prefix="webssl-remote")  # starts none before need
 
     @property

@@ -78,7 +78,7 @@ def make_sample_data(output: Path, seed: int = 0) -> dict[str, int]:
     Deterministic in the seed. Replaces what an earlier call wrote.
     Raises UserError where a package that carries the photographs is missing, or `output` holds something else.
     """
-    photographs = {source: _open(source) for source in PHOTOGRAPHS}
+    photographs = {source: open_photograph(source) for source in PHOTOGRAPHS}
     _clear(output)
     counts = dict.fromkeys(TILES_PER_CLASS, 0)
     for number, (source, photograph) in enumerate(photographs.items()):
@@ -97,7 +97,8 @@ def make_sample_data(output: Path, seed: int = 0) -> dict[str, int]:
     return counts
 
 
-def _open(source: Photograph) -> Image.Image:
+def open_photograph(source: Photograph, max_side_px: int = MAX_SIDE_PX) -> Image.Image:
+    """What is used of it, RGB, reduced to `max_side_px`. Raises UserError where its package is missing."""
     spec = importlib.util.find_spec(source.package)
     path = Path(spec.submodule_search_locations[0]) / source.path if spec and spec.submodule_search_locations else None
     if path is None or not path.exists():
@@ -105,7 +106,7 @@ def _open(source: Photograph) -> Image.Image:
     photograph = Image.open(path).convert("RGB")
     if source.box:
         photograph = photograph.crop(source.box)
-    photograph.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
+    photograph.thumbnail((max_side_px, max_side_px), Image.Resampling.LANCZOS)
     return photograph
 
 

@@ -190,7 +190,12 @@ def _health(run: Run) -> dict[str, Any]:
         "num_replaced": int(num_replaced),
         "share": num_replaced / seen if seen else None,
         "limit": run.setting("data.max_bad_share"),
-        "reading": [(int(count), words) for key, words in sections.READING.items() if (count := run.last(key))],
+        "reading": [
+            (int(counted.values[-1]), title)
+            for key, title in sections.READING.items()
+            if any((counted := run.get(key).over_restarts).values)
+        ],
+        "charts": sections.health_charts(run),
         "num_skipped": int(run.last("skipped_steps") or 0),
         "has_batches": (run.directory / "nonfinite_batches.jsonl").is_file(),
         "reasons": reasons.most_common(8) if len(reasons) < len(run.bad_samples) else [],

@@ -37,6 +37,17 @@ class Series:
         kept = [(s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v)]
         return Series([s for s, _ in kept], [v for _, v in kept])
 
+    @property
+    def over_restarts(self) -> Series:
+        """Of a counter that every start of the run begins at 0: what it counted over all of them."""
+        finite = self.finite
+        total, last, totals = 0.0, 0.0, []
+        for value in finite.values:
+            total += value - last if value >= last else value
+            last = value
+            totals.append(total)
+        return Series(finite.steps, totals)
+
 
 @dataclass(frozen=True)
 class BadSample:

@@ -33,8 +33,8 @@ SPEED = {
     "memory_peak_cuda_gib": ("Peak GPU memory", "GiB, allocated"),
 }
 SHARES = {"data_wait_share", "mfu"}
-READING = {"read_retries": "remote reads were tried again", "unreadable_samples": "samples could not be read"}
-COUNTERS = {"samples_seen", "epoch", "bad_samples", "skipped_steps", *READING}  # told in words
+READING = {"read_retries": "Remote reads tried again", "unreadable_samples": "Samples that could not be read"}
+COUNTERS = {"samples_seen", "epoch", "bad_samples", "skipped_steps", *READING}  # told in words and `health_charts`
 GRAD_NORM = "grad_norm/"
 EVALUATION = "eval/"
 EVALUATION_NAMES = {"knn": "k-NN"}
@@ -106,6 +106,17 @@ def metric_sections(run: Run) -> list[Section]:
         Section("Other measurements", others),
     ]
     return [section for section in sections if section.charts]
+
+
+def health_charts(run: Run) -> list[Chart]:
+    """What went wrong with the data, counted over the run; what never happened is left out."""
+    counters = {"bad_samples": ("Images replaced", run.get("bad_samples").finite)}
+    counters |= {key: (title, run.get(key).over_restarts) for key, title in READING.items()}
+    return [
+        Chart(title, [Line(key, counted.steps, counted.values)], from_zero=True, last_step=run.last_step)
+        for key, (title, counted) in counters.items()
+        if any(counted.values)
+    ]
 
 
 def evaluation_charts(run: Run) -> list[Chart]:
