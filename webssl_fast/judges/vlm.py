@@ -1,0 +1,3 @@
+from webssl_fast.judges.base import JudgeKind
+
+KIND = None
