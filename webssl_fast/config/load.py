@@ -6,7 +6,7 @@ import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -32,11 +32,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_config(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    root: type[Root] = RunConfig,  # type: ignore[assignment]  # mypy has no defaults of type variables
-) -> Root:
+@overload
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig: ...
+
+
+@overload
+def load_config(path: str | Path, overrides: Sequence[str], root: type[Root]) -> Root: ...
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), root: type[BaseModel] = RunConfig) -> BaseModel:
     """Reads a config file: defaults of `root`'s schema, under the file's `base:` (one, relative to it), under the file,
     under the overrides ("train.num_steps=100"; values are YAML).
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from webssl_fast.judges.base import JudgeKind, Unjudged
 if TYPE_CHECKING:
     import pyarrow
 
-CHUNKS_AHEAD = 2  # of a judge's batches, read and decoded by each thread ahead of time
+CHUNKS_AHEAD = 2  # of a judge's batches, read, decoded and prepared by each thread ahead of time
 EXAMPLES = 3  # of reasons, in a message
 
 
@@ -100,13 +100,12 @@ class PartJudge:
         num_threads = self._config.data.num_threads
         rows: list[dict] = []
         unreadable: list[str] = []
-        for chunk, images in zip(
-            chunks, map_ahead(self._load, chunks, max(1, num_threads), CHUNKS_AHEAD * num_threads), strict=True
-        ):
-            unreadable += [image.reason for image in images if isinstance(image, _Unreadable)]
-            judged = iter(self._judge([image for image in images if isinstance(image, np.ndarray)]))
-            for sample_id, image in zip(chunk.tolist(), images, strict=True):
-                scores = next(judged) if isinstance(image, np.ndarray) else image
+        loaded = map_ahead(self._load, chunks, max(1, num_threads), CHUNKS_AHEAD * num_threads)
+        for chunk, (reasons, prepared) in zip(chunks, loaded, strict=True):
+            unreadable += [bad.reason for bad in reasons if isinstance(bad, _Unreadable)]
+            judged = iter(self._judge.judge(prepared) if None in reasons else [])
+            for sample_id, bad in zip(chunk.tolist(), reasons, strict=True):
+                scores = bad or next(judged)
                 row = {"sample_id": sample_id, "name": _name(self._source.index, sample_id), "error": None}
                 rows.append(row | ({"error": scores.reason} if isinstance(scores, BadImage | Unjudged) else scores))
         if len(unreadable) > self._config.data.max_bad_share * len(ids_B):
@@ -118,15 +117,16 @@ class PartJudge:
         write_table(table, part_path(self._parts_dir, number))
         return PartOutcome(number, counts_of(table, self._kind, self._config))
 
-    def _load(self, ids_B: np.ndarray) -> list[np.ndarray | BadImage]:
-        """uint8 [H, W, 3] of each sample, or why there is none."""
+    def _load(self, ids_B: np.ndarray) -> tuple[list[BadImage | None], Any]:
+        """Why there is no image, for each sample; and what the judge made of those that are."""
         found = self._reader.read_many([self._source.index.locate(sample_id) for sample_id in ids_B.tolist()])
         images = iter(self._decoder.decode([data for data in found if isinstance(data, bytes)]))
-        loaded: list[np.ndarray | BadImage] = []
-        for data in found:
-            image = _Unreadable(f"cannot be read: {data}") if isinstance(data, OSError) else next(images)
-            loaded.append(image if isinstance(image, BadImage) else image.numpy())
-        return loaded
+        loaded = [
+            _Unreadable(f"cannot be read: {data}") if isinstance(data, OSError) else next(images) for data in found
+        ]
+        good = [image.numpy() for image in loaded if not isinstance(image, BadImage)]
+        reasons = [image if isinstance(image, BadImage) else None for image in loaded]
+        return reasons, self._judge.prepare(good) if good else None
 
 
 class _Unreadable(BadImage):

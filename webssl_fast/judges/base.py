@@ -24,8 +24,12 @@ class Unjudged:
 class Judge(Protocol):
     batch_size: int  # images that it wants at once
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Scores | Unjudged]:
-        """Raw scores of RGB images, uint8 [H, W, 3] each. One bad image does not spoil the others."""
+    def prepare(self, images: Sequence[np.ndarray]) -> Any:
+        """From RGB images, uint8 [H, W, 3] each, to what `judge` takes; on any thread, while others are judged."""
+        ...
+
+    def judge(self, prepared: Any) -> list[Scores | Unjudged]:
+        """Raw scores of each of these images. One bad image does not spoil the others."""
         ...
 
 
@@ -35,7 +39,7 @@ class JudgeKind:
 
     check    what the scores depend on beside the config (versions of packages); UserError where something is missing
     load     a judge, in the process where it works
-    columns  the raw scores' names and Arrow types
+    columns  the raw scores' names (not light or heavy, which are the answers) and Arrow types
     answers  from raw scores (arrays [B] by column; NaN or 0 where there are none) and the config's thresholds: bool [B]
              for light, bool [B] for heavy
     heavy    in words, what heavy means with this judge

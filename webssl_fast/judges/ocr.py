@@ -56,17 +56,20 @@ class OcrJudge:
             inter_op_num_threads=1,
         )
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Scores | Unjudged]:
+    def prepare(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The images in BGR, as OpenCV has them."""
+        return [np.ascontiguousarray(image_HW3[:, :, ::-1]) for image_HW3 in images]
+
+    def judge(self, prepared: Sequence[np.ndarray]) -> list[Scores | Unjudged]:
         judged: list[Scores | Unjudged] = []
-        for image_HW3 in images:
+        for bgr_HW3 in prepared:
             try:
-                judged.append(self._judge(image_HW3))
+                judged.append(self._judge(bgr_HW3))
             except Exception as error:  # of OpenCV or onnxruntime, for an image of extreme shape
                 judged.append(Unjudged(f"the OCR failed: {type(error).__name__}: {error}"))
         return judged
 
-    def _judge(self, image_HW3: np.ndarray) -> Scores:
-        bgr_HW3 = np.ascontiguousarray(image_HW3[:, :, ::-1])
+    def _judge(self, bgr_HW3: np.ndarray) -> Scores:
         found, _ = self._ocr(bgr_HW3, use_cls=False, use_rec=False)
         outlines_L42 = np.array(found or np.zeros((0, 4, 2)), np.float32)
         areas_L = _areas(outlines_L42)
@@ -75,7 +78,7 @@ class OcrJudge:
             confidence = max(confidence, self._read(bgr_HW3, outlines_L42[line]))
             if confidence >= SURE_CONFIDENCE:
                 break
-        share = float(areas_L.sum()) / (image_HW3.shape[0] * image_HW3.shape[1])
+        share = float(areas_L.sum()) / (bgr_HW3.shape[0] * bgr_HW3.shape[1])
         return {"confidence": confidence, "num_lines": len(areas_L), "area_share": min(share, 1.0)}
 
     def _read(self, bgr_HW3: np.ndarray, outline_42: np.ndarray) -> float:

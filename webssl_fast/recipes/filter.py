@@ -70,7 +70,7 @@ def filter_images(config: FilterConfig, kind: JudgeKind) -> dict[str, Any]:
         source = JudgedSource.open(str(_indexed(config, folder)), config.data.subset)
         if not len(source):
             raise UserError(f"data.subset={config.data.subset!r} is empty: there is nothing to judge")
-        _check_settings(config, versions, source, folder)
+        _check_settings(config, kind, versions, source, folder)
         if (folder / SCORES).exists():
             logger.info("the scores are there: nothing is judged anew, the thresholds are applied")
             raw = raw_scores(folder / SCORES, kind, config)
@@ -112,9 +112,11 @@ def _indexed(config: FilterConfig, folder: Path) -> Path:
     return folder / INDEX
 
 
-def _check_settings(config: FilterConfig, versions: dict[str, str], source: JudgedSource, folder: Path) -> None:
+def _check_settings(
+    config: FilterConfig, kind: JudgeKind, versions: dict[str, str], source: JudgedSource, folder: Path
+) -> None:
     """Refuses to mix scores of different settings, and names those that differ."""
-    settings = json.dumps(_what_decides_the_scores(config, versions, source), indent=2) + "\n"
+    settings = json.dumps(_what_decides_the_scores(config, kind, versions, source), indent=2) + "\n"
     before, now = _flat(json.loads(noted(folder / SETTINGS, settings))), _flat(json.loads(settings))
     changes = [
         f"{key}: {before.get(key)} -> {now.get(key)}" for key in {**before, **now} if before.get(key) != now.get(key)
@@ -126,7 +128,9 @@ def _check_settings(config: FilterConfig, versions: dict[str, str], source: Judg
         )
 
 
-def _what_decides_the_scores(config: FilterConfig, versions: dict[str, str], source: JudgedSource) -> dict[str, Any]:
+def _what_decides_the_scores(
+    config: FilterConfig, kind: JudgeKind, versions: dict[str, str], source: JudgedSource
+) -> dict[str, Any]:
     judge = config.judge.model_dump(mode="json", exclude={"thresholds", "num_threads", "device"})
     subset = config.data.subset
     return {
@@ -138,6 +142,7 @@ def _what_decides_the_scores(config: FilterConfig, versions: dict[str, str], sou
             "decode": config.data.decode.model_dump(mode="json"),
         },
         "samples_per_part": config.samples_per_part,
+        "columns": dict(kind.columns(config.judge)),
     }
 
 
@@ -171,8 +176,8 @@ def _judge(config: FilterConfig, kind: JudgeKind, source: JudgedSource, parts_di
         examples = "".join(f"\n  part {number}: {reason}" for number, reason in sorted(failed.items())[:5])
         raise UserError(
             f"of {len(failed)} of {num_parts} parts more than data.max_bad_share={config.data.max_bad_share} of the "
-            f"samples could not be read:{examples}\nThe others are judged and kept: the same command tries these again; with a "
-            "larger data.max_bad_share it leaves out what cannot be read"
+            f"samples could not be read:{examples}\nThe others are judged and kept: the same command tries these "
+            "again; with a larger data.max_bad_share it leaves out what cannot be read"
         )
     return range(num_parts)
 
