@@ -220,14 +220,17 @@ def write_lines(page: Image.Image, rng: np.random.Generator, font_px: int) -> No
 
 
 def captioned_photographs(rng: np.random.Generator, number: int) -> Iterator[LabelledImage]:
-    """Two to four small words somewhere on a photograph: little text, which is no document."""
+    """Two to four small words somewhere on a photograph: little text, which is no document. Of three one is tiny, and
+    one faint."""
     names = [("skimage", n) for n in ("camera.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")]
     names += [("sklearn", n) for n in WITHOUT_TEXT["sklearn"]]
     for i in range(number):
         package, name = names[i % len(names)]
         image = opened(folder(package) / name)
-        write_words(image, rng, font_px=int(rng.integers(13, 19)), num_words=int(rng.integers(2, 5)))
-        yield LabelledImage(f"caption-{Path(name).stem}-{i}", "small caption on a photograph", True, False, image)
+        size = ("small", "tiny", "faint")[i % 3]
+        font_px = int(rng.integers(9, 12) if size == "tiny" else rng.integers(13, 19))
+        write_words(image, rng, font_px, num_words=int(rng.integers(2, 5)), faint=size == "faint")
+        yield LabelledImage(f"caption-{Path(name).stem}-{i}", f"{size} caption on a photograph", True, False, image)
 
 
 def texts_on_textures(rng: np.random.Generator, number: int) -> Iterator[LabelledImage]:
@@ -237,14 +240,20 @@ def texts_on_textures(rng: np.random.Generator, number: int) -> Iterator[Labelle
         yield LabelledImage(f"sign-{i}", "slanting word on a texture", True, False, image)
 
 
-def write_words(image: Image.Image, rng: np.random.Generator, font_px: int, num_words: int, angle: float = 0) -> None:
-    """Horizontal, or turned by so many degrees, in white with a dark rim or the other way round, wholly inside."""
+def write_words(
+    image: Image.Image, rng: np.random.Generator, font_px: int, num_words: int, angle: float = 0, faint: bool = False
+) -> None:
+    """Horizontal, or turned by so many degrees, in white with a dark rim or the other way round, wholly inside; faint:
+    half transparent, without a rim."""
     words = [w for w in corpus_words() if 4 <= len(w) <= 9]
     text, font = " ".join(some(words, rng, num_words)), some_font(rng, font_px)
     width, height = (int(v) + 8 for v in font.getbbox(text)[2:])
     fill, rim = ("white", "black") if rng.random() < 0.5 else ("black", "white")
     layer = Image.new("RGBA", (width, height))
-    ImageDraw.Draw(layer).text((4, 4), text, fill, font, stroke_width=max(1, font_px // 14), stroke_fill=rim)
+    rim_px = 0 if faint else max(1, font_px // 14)
+    ImageDraw.Draw(layer).text((4, 4), text, fill, font, stroke_width=rim_px, stroke_fill=rim)
+    if faint:
+        layer.putalpha(layer.getchannel("A").point(lambda alpha: alpha // 2))
     layer = layer.rotate(angle, Image.Resampling.BICUBIC, expand=True)
     room = image.width - layer.width, image.height - layer.height
     image.paste(layer, tuple(int(rng.integers(max(r, 1))) for r in room), layer)
@@ -261,9 +270,10 @@ def some_font(rng: np.random.Generator, font_px: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(paths[int(rng.integers(len(paths)))]), font_px)
 
 
-def labelled_images(scale: int = 1) -> Iterator[LabelledImage]:
-    """scale 1: some two dozen; scale 10: some three hundred, half of them without text. Always the same ones."""
-    rng = np.random.default_rng(scale)
+def labelled_images(scale: int = 1, seed: int = 0) -> Iterator[LabelledImage]:
+    """scale 1: some two dozen; scale 10: some three hundred, half of them without text. Another seed crops, draws and
+    writes otherwise."""
+    rng = np.random.default_rng([scale, seed])
     if scale == 1:
         photographs = list(without_text(rng, 1))
         yield from photographs[::2]
@@ -273,5 +283,5 @@ def labelled_images(scale: int = 1) -> Iterator[LabelledImage]:
     yield from scans(rng, scale)
     yield from charts(rng, 3 * scale if scale > 1 else 2)
     yield from documents(rng, 4 * scale)
-    yield from captioned_photographs(rng, 2 * scale)
+    yield from captioned_photographs(rng, 3 * scale)
     yield from texts_on_textures(rng, 2 * scale)

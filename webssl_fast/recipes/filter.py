@@ -41,6 +41,7 @@ from webssl_fast.judges.base import JudgeKind
 
 logger = logging.getLogger(__name__)
 
+WHERE_IT_RUNS = ("num_threads", "device")  # settings of a judge that say nothing about what it finds
 INDEX, PARTS, SETTINGS, SUMMARY = "source.index", "parts", "judged_by.json", "summary.json"
 
 
@@ -65,7 +66,7 @@ def filter_images(config: FilterConfig, kind: JudgeKind) -> dict[str, Any]:
     """
     _check_packages(config)
     versions = kind.check(config.judge)
-    folder = Path(config.output_dir)
+    folder = Path(os.path.abspath(os.path.expanduser(config.output_dir)))
     with owned(folder, "output_dir"):
         source = JudgedSource.open(str(_indexed(config, folder)), config.data.subset)
         if not len(source):
@@ -81,6 +82,8 @@ def filter_images(config: FilterConfig, kind: JudgeKind) -> dict[str, Any]:
         summary = _summary(config, kind, versions, source, counts)
         _write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         shutil.rmtree(folder / PARTS, ignore_errors=True)
+        for left_over in folder.glob("*.unfinished"):  # by processes that were killed
+            left_over.unlink()
     for name, number in ((LIGHT, counts.num_light), (HEAVY, counts.num_heavy)):
         if not number:
             logger.warning("%s is empty: no image of the source is in it, and training on it cannot start", name)
@@ -99,7 +102,7 @@ def _check_packages(config: FilterConfig) -> None:
 
 def _indexed(config: FilterConfig, folder: Path) -> Path:
     """The index of the source: itself, or one that is made here."""
-    path = Path(os.path.expanduser(config.data.source))
+    path = Path(os.path.abspath(os.path.expanduser(config.data.source)))
     if is_column_file(path):
         return path
     if config.data.subset:
@@ -131,7 +134,7 @@ def _check_settings(
 def _what_decides_the_scores(
     config: FilterConfig, kind: JudgeKind, versions: dict[str, str], source: JudgedSource
 ) -> dict[str, Any]:
-    judge = config.judge.model_dump(mode="json", exclude={"thresholds", "num_threads", "device"})
+    judge = config.judge.model_dump(mode="json", exclude={"thresholds", *WHERE_IT_RUNS})
     subset = config.data.subset
     return {
         "judge": {**judge, **versions},
@@ -198,7 +201,7 @@ def _summary(
         "source": config.data.source,
         "subset": config.data.subset,
         "index": source.index.identity,
-        "judge": {**config.judge.model_dump(mode="json"), **versions},
+        "judge": {**config.judge.model_dump(mode="json", exclude=set(WHERE_IT_RUNS)), **versions},
         "decode": config.data.decode.model_dump(mode="json"),
     }
 
