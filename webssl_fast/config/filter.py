@@ -40,7 +40,8 @@ class OcrConfig(Config):
     """PP-OCRv4 by rapidocr-onnxruntime, whose package carries the weights. Runs on the CPU."""
 
     name: Literal["ocr"] = "ocr"
-    max_side_px: PositiveInt = 960  # larger images are reduced to it for the detector
+    max_side_px: PositiveInt = 960  # for the detector larger images are reduced to it ...
+    min_side_px: PositiveInt = 640  # ... and then smaller ones enlarged until their shorter side has this
     max_lines_read: PositiveInt = 8  # the largest ones, until one is read for sure
     num_threads: PositiveInt = 1  # of onnxruntime, in each worker
     thresholds: OcrThresholds = OcrThresholds()

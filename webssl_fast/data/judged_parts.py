@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 CHUNKS_AHEAD = 2  # of a judge's batches, read, decoded and prepared by each thread ahead of time
-EXAMPLES = 3  # of reasons, in a message
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,7 @@ class PartJudge:
                 row = {"sample_id": sample_id, "name": _name(self._source.index, sample_id), "error": None}
                 rows.append(row | ({"error": scores.reason} if isinstance(scores, BadImage | Unjudged) else scores))
         if len(unreadable) > self._config.data.max_bad_share * len(ids_B):
-            examples = "; ".join(unreadable[:EXAMPLES])
-            return PartOutcome(number, None, f"{len(unreadable)} of {len(ids_B)} samples cannot be read: {examples}")
+            return PartOutcome(number, None, f"{len(unreadable)} of {len(ids_B)} samples: {unreadable[0]}")
         import pyarrow
 
         table = pyarrow.Table.from_pylist(rows, schema=part_schema(self._kind, self._config))

@@ -51,7 +51,8 @@ class OcrJudge:
         self._config = config
         self._ocr = RapidOCR(
             max_side_len=config.max_side_px,
-            det_limit_type="max",  # else small images are enlarged for the detector, which then finds more that is none
+            det_limit_type="min",
+            det_limit_side_len=config.min_side_px,
             intra_op_num_threads=config.num_threads,
             inter_op_num_threads=1,
         )
