@@ -118,8 +118,8 @@ class VlmJudge:
             )
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
-                f"judge.batch_size={self.batch_size} images do not fit into the GPU's memory: set a smaller one, and the "
-                f"same output_dir goes on ({error})"
+                f"judge.batch_size={self.batch_size} images do not fit into the GPU's memory: set a smaller one, and "
+                f"the same output_dir goes on ({error})"
             ) from error
         if generated:
             new_tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
