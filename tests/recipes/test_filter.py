@@ -209,7 +209,6 @@ def test_killed_at_random_the_result_is_the_same_byte_for_byte(source, undisturb
             (out / "summary.json").unlink()
     assert started(source, out, 2 if num_kills > 3 else 1, seconds_an_image=0).wait() == 0
     assert bytes_of(out) == undisturbed
-    print("struck", struck, num_parts)
     assert struck >= num_kills // 2 and len(num_parts) > 1
     assert {path.name for path in out.iterdir()} == {*undisturbed, "judged_by.json"}
 
