@@ -192,8 +192,8 @@ def test_killed_at_random_the_result_is_the_same_byte_for_byte(source, undisturb
     draws = random.Random(num_kills)
     out = tmp_path / "out"
     struck, num_parts = 0, set()
-    for kill in range(num_kills):
-        num_workers = 1 if num_kills == 3 else 1 + kill % 2
+    while struck < num_kills:
+        num_workers = 1 if num_kills == 3 else 1 + struck % 2
         process = started(source, out, num_workers, seconds_an_image=0.02)
         assert process.stdout.readline() == b"begins\n"
         wait_for_parts(process, out, draws.randrange(3))
@@ -209,7 +209,7 @@ def test_killed_at_random_the_result_is_the_same_byte_for_byte(source, undisturb
             (out / "summary.json").unlink()
     assert started(source, out, 2 if num_kills > 3 else 1, seconds_an_image=0).wait() == 0
     assert bytes_of(out) == undisturbed
-    assert struck >= num_kills // 2 and len(num_parts) > 1
+    assert len(num_parts) > 1, "they struck at different states"
     assert {path.name for path in out.iterdir()} == {*undisturbed, "judged_by.json"}
 
 
