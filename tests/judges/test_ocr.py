@@ -43,7 +43,7 @@ def test_narrow_images_are_not_enlarged_without_bound(monkeypatch):
         return detect(batch_1CHW)
 
     monkeypatch.setattr(judge._ocr.text_det, "infer", measured)
-    shapes = [(1500, 50), (50, 1500), (3000, 40), (300, 400), (4000, 3000)]
+    shapes = [(1500, 50), (50, 1500), (2000, 80), (300, 400), (4000, 3000)]
     judge.judge(judge.prepare([np.full((*shape, 3), 200, np.uint8) for shape in shapes]))
     assert len(sizes) == len(shapes) and max(height * width for height, width in sizes) <= 1280 * 960
     assert sizes[3] == (640, 864), "rounded to multiples of 32"
