@@ -12,7 +12,6 @@ Dimensions: S samples, F files (or shards).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from webssl_fast.data.column_file import Column, map_columns, write_columns
 from webssl_fast.data.duplicates import write_duplicates
 from webssl_fast.data.index import Index, Kind, StringTable, no_images_in, numbered_classes, source_files
 from webssl_fast.data.index_parts import Part, make_parts
+from webssl_fast.data.owned_folder import noted, owned
 from webssl_fast.data.storage import Retries, is_remote
 from webssl_fast.data.tar_scan import Problem
 from webssl_fast.errors import UserError
@@ -78,10 +78,12 @@ def build_index(
     find_duplicates: bool = False,
     skip_unreadable: bool = False,
     retries: Retries | None = None,
+    output_setting: str = "-o",
 ) -> IndexReport:
     """Indexes a data source into a file. The same call again goes on where a killed one was.
 
     find_duplicates  also lists keys that several samples have, of whatever shards, in OUTPUT.duplicates.jsonl
+    output_setting   what gives another `output`, for the errors
     skip_unreadable  leaves out shards that cannot be read at all; otherwise they are an error, and the next call tries
                      them again
     Damaged shards give the samples before the damage; that, and keys twice in a shard, stand in the index as problems.
@@ -95,8 +97,8 @@ def build_index(
         raise UserError(f"--find-duplicates looks at the keys of shards; {source!r} has none (it is a {kind})")
     duplicates_path = output.with_name(output.name + ".duplicates.jsonl") if find_duplicates else None
     if output.exists() and not parts_dir.exists():
-        return _report_of_finished(output, source, listing, duplicates_path)
-    with _owned(parts_dir, listing, source):
+        return _report_of_finished(output, source, listing, duplicates_path, output_setting)
+    with _owned(parts_dir, listing, source, output_setting):
         num_without_image = 0
         if kind == "folder":
             contents = _folder_contents(source, listing, files[0])
@@ -116,12 +118,14 @@ def build_index(
     )
 
 
-def _report_of_finished(output: Path, source: str, listing: str, duplicates_path: Path | None) -> IndexReport:
+def _report_of_finished(
+    output: Path, source: str, listing: str, duplicates_path: Path | None, output_setting: str
+) -> IndexReport:
     header, _ = map_columns(output, "index")
     if header["listing"] != listing:
         raise UserError(
             f"{str(output)!r} is an index of {header['source']!r} with other files than {source!r} has now: remove it "
-            "to write it anew, or give another -o"
+            f"to write it anew, or give another {output_setting}"
         )
     if duplicates_path is not None and not duplicates_path.exists():
         raise UserError(
@@ -133,28 +137,15 @@ def _report_of_finished(output: Path, source: str, listing: str, duplicates_path
 
 
 @contextmanager
-def _owned(parts_dir: Path, listing: str, source: str) -> Iterator[None]:
+def _owned(parts_dir: Path, listing: str, source: str, output_setting: str) -> Iterator[None]:
     """The folder of the parts, for this process and this source alone."""
-    parts_dir.mkdir(parents=True, exist_ok=True)
-    fd = os.open(parts_dir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is writing {str(parts_dir)!r}: wait for it, or give another -o") from None
-        noted = parts_dir / "listing"
-        if not noted.exists():
-            unfinished = parts_dir / "listing.unfinished"
-            unfinished.write_text(listing)
-            os.replace(unfinished, noted)
-        if noted.read_text() != listing:
+    with owned(parts_dir, output_setting):
+        if noted(parts_dir / "listing", listing) != listing:
             raise UserError(
                 f"{str(parts_dir)!r} holds an unfinished index of other files than {source!r} has now: remove that "
-                "folder to begin anew, or give another -o"
+                f"folder to begin anew, or give another {output_setting}"
             )
         yield
-    finally:
-        os.close(fd)
 
 
 def _header(kind: Kind, source: str, listing: str, num_samples: int, identity: str, **changes: Any) -> dict[str, Any]:
