@@ -7,6 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from webssl_fast.config.schema import ExecutorConfig
 
 OVERRIDES_HELP = "settings that beat the file's, e.g. train.num_steps=100 model.preset=vit_small_patch14"
 
@@ -216,7 +220,7 @@ byte. Damaged shards give the samples before the damage; `webssl data inspect` l
     )
     index.add_argument("source", metavar="SOURCE")
     index.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX")
-    index.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    _executor_arguments(index)
     index.add_argument(
         "--find-duplicates", action="store_true", help="also list keys that come twice in any shards, on disk"
     )
@@ -260,7 +264,7 @@ def _run_data(args: argparse.Namespace) -> None:
     from webssl_fast.recipes import prepare_data
 
     if args.data_command == "index":
-        prepare_data.index(args.source, args.output, args.workers, args.find_duplicates, args.skip_unreadable)
+        prepare_data.index(args.source, args.output, _executor(args), args.find_duplicates, args.skip_unreadable)
     elif args.data_command == "inspect":
         prepare_data.inspect(args.index, args.output, args.pictures)
     else:
@@ -291,6 +295,31 @@ def _command(commands, name: str, summary: str, description: str) -> argparse.Ar
     return commands.add_parser(
         name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def _executor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        help="this machine's processes, or actors of a Ray cluster, whose machines must all see the output's folder "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes or actors (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ray-address", default="", metavar="ADDRESS", help="of the cluster (default: RAY_ADDRESS, or one of its own)"
+    )
+
+
+def _executor(args: argparse.Namespace) -> ExecutorConfig:
+    from webssl_fast.config.schema import ExecutorConfig
+    from webssl_fast.errors import UserError
+
+    if args.ray_address and args.executor != "ray":
+        raise UserError(f"--ray-address {args.ray_address} goes with --executor ray, got --executor {args.executor}")
+    return ExecutorConfig(kind=args.executor, num_workers=max(1, args.workers), address=args.ray_address)
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:

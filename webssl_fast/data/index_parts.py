@@ -1,4 +1,4 @@
-"""The parts of an index that is being written: one file a shard, written by worker processes."""
+"""The parts of an index that is being written: one file a shard, written by whoever does the work (executors.py)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from webssl_fast.config.executor import ExecutorConfig
 from webssl_fast.data.column_file import Column, map_columns, write_columns
 from webssl_fast.data.executors import run_tasks
 from webssl_fast.data.index import Kind
@@ -58,7 +59,12 @@ class Part:
 
 
 def make_parts(
-    kind: Kind, files: Sequence[str], folder: Path, num_workers: int, skip_unreadable: bool, retries: Retries | None
+    kind: Kind,
+    files: Sequence[str],
+    folder: Path,
+    executor: ExecutorConfig,
+    skip_unreadable: bool,
+    retries: Retries | None,
 ) -> list[Part]:
     """The part of each file; those that are in the folder already are taken as they are.
 
@@ -73,7 +79,7 @@ def make_parts(
     progress = tqdm(total=len(files), initial=len(files) - len(missing), desc="indexing", unit="file", disable=None)
     with progress:
         tasks = [(number, files[number], paths[number]) for number in missing]
-        for number, reason in run_tasks(make_work, tasks, num_workers=num_workers):
+        for number, reason in run_tasks(make_work, tasks, executor, folder):
             progress.update()
             if reason:
                 failed[number] = reason

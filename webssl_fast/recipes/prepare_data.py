@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from webssl_fast.config.executor import ExecutorConfig
 from webssl_fast.data.column_file import is_column_file
 from webssl_fast.data.contact_sheet import write_contact_sheet
 from webssl_fast.data.index import Index
@@ -20,14 +21,14 @@ from webssl_fast.errors import Interrupted, UserError
 _CHUNK = 2**24  # sizes that are counted at once, to bound the memory
 
 
-def index(source: str, output: Path, num_workers: int, find_duplicates: bool, skip_unreadable: bool) -> None:
+def index(source: str, output: Path, executor: ExecutorConfig, find_duplicates: bool, skip_unreadable: bool) -> None:
     """Writes a saved index and prints what it holds. Raises UserError (see build_index), Interrupted after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         report = build_index(
             source,
             output,
-            num_workers=max(1, num_workers),
+            executor=executor,
             find_duplicates=find_duplicates,
             skip_unreadable=skip_unreadable,
         )
