@@ -1,4 +1,4 @@
-"""Who does the work on many shards; part of schema.py, in a file of its own: commands without a RunConfig use it too."""
+"""Who does the work on many shards: a part of schema.py that commands without a RunConfig use too."""
 
 from __future__ import annotations
 
