@@ -79,7 +79,12 @@ $(VENV)/.language-models: $(VENV)/.installed
 test: install $(VENV)/.language-models
 	$(BIN)/python -m pytest
 
-nightly: install $(VENV)/.language-models
+# Ray, which is large, for its nightly tests alone.
+$(VENV)/.ray: $(VENV)/.installed
+	$(PIP_INSTALL) --no-build-isolation -e '.[ray]'
+	@touch $@
+
+nightly: install $(VENV)/.language-models $(VENV)/.ray
 	$(BIN)/python -m pytest -m nightly
 
 # On a machine with a GPU: runs the kernels' GPU tests and benchmarks, and writes down which sources passed.

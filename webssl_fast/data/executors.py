@@ -1,7 +1,8 @@
 """Who does the work on many shards: this process, several processes of this machine, or actors of a Ray cluster.
 
 A task is one shard's; its result is small, and what the work makes it writes to a file itself, whole or not at all. So
-whoever is killed loses one shard's work, and the next run does what is missing.
+whoever is killed loses one shard's work, and the next run does what is missing. On a cluster a task may also be done
+twice, by a machine that was given up and by another: what is written must follow from the task alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ Result = TypeVar("Result")
 
 ONE_PROCESS = ExecutorConfig()
 
-_work: Callable[[Any], Any] | None = None  # of a worker process
+_make_work: Callable[[], Callable[[Any], Any]] | None = None  # of a worker process
+_work: Callable[[Any], Any] | None = None
 
 
 def run_tasks(
@@ -68,7 +70,7 @@ def _run_in_processes(
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed (is the memory full?): what is done is kept, and the same command goes "
-                "on, perhaps with fewer --workers"
+                f"on, perhaps with fewer workers than {num_workers}"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -84,10 +86,13 @@ def _begin_worker(parent: int, make_work: Callable[[], Callable[[Any], Any]]) ->
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    global _work
-    _work = make_work()
+    global _make_work
+    _make_work = make_work
 
 
 def _do(task: Any) -> Any:
-    assert _work is not None
+    global _work
+    if _work is None:  # here and not when the worker begins: what it raises then is taken for a worker's death
+        assert _make_work is not None
+        _work = _make_work()
     return _work(task)

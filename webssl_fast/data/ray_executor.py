@@ -1,7 +1,7 @@
 """Work on many shards by a Ray cluster: Ray Data's pool of actors, whose placing, retries and back-pressure are Ray's.
 
 Every machine of the cluster needs this package, and must see the sources and the folder of the output under the same
-paths. An actor or a machine that dies costs the tasks that it was at; Ray gives them to others.
+paths. An actor or a machine that dies costs the tasks that it was at; Ray starts another and has them done there.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import secrets
+import shutil
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,10 +23,8 @@ from webssl_fast.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_BLOCKS = (
-    10_000  # what Ray Data keeps account of; with more tasks than that a block, the unit of retries, has several
-)
-MAX_RETRIES = 3  # of a block whose actor dies: a task that kills every actor would go round for ever
+MAX_BLOCKS = 10_000  # that Ray Data keeps account of; with more tasks, a block, its unit of retries, has several
+MAX_ATTEMPTS = 5  # at one task: Ray has no such limit (a dead machine may take it many to notice)
 _OBJECT_STORE_BYTES = 128 * 2**20  # of a cluster of its own: tasks and results are small, images do not travel by Ray
 
 
@@ -34,17 +33,19 @@ def run_on_ray(
 ) -> Iterator[Any]:
     """As `executors.run_tasks` says; `make_work`, tasks and results travel by cloudpickle."""
     ray = _import_ray()
-    started_here = not ray.is_initialized()
-    if started_here:
+    connected_here = not ray.is_initialized()
+    if connected_here:
         _connect(ray, executor)
-    marker = output_dir / f"seen_by_all.{secrets.token_hex(8)}"
-    marker.touch()
+    notes = Path(tempfile.mkdtemp(prefix=".ray.", dir=output_dir))
     try:
-        for row in _results(ray, make_work, tasks, executor, marker):
-            yield _unpacked(row)
+        for packed in _results(ray, make_work, tasks, executor, notes):
+            result, error, trace = pickle.loads(packed)
+            if error is not None:
+                raise error from RuntimeError(f"in an actor:\n{trace}")
+            yield result
     finally:
-        marker.unlink(missing_ok=True)
-        if started_here:
+        shutil.rmtree(notes, ignore_errors=True)
+        if connected_here:
             ray.shutdown()
 
 
@@ -53,7 +54,7 @@ def _import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise UserError(f"executor ray: {error}. It needs Ray Data: pip install 'webssl_fast[ray]'") from error
+        raise UserError(f"executor ray needs Ray Data ({error}): pip install 'webssl_fast[ray]'") from error
     return ray
 
 
@@ -61,72 +62,82 @@ def _connect(ray: Any, executor: ExecutorConfig) -> None:
     address = executor.address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {}
     if address == "local":
-        logger.warning("no address of a Ray cluster and no RAY_ADDRESS: this machine is a cluster of its own")
-        options = {"object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
+        logger.warning("neither an address of a Ray cluster nor RAY_ADDRESS: this machine becomes one of its own")
+        options = {
+            "num_cpus": executor.num_workers,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    else:
+        logger.info("connecting to the Ray cluster at %s, which may take Ray minutes where none answers", address)
     try:
-        ray.init(address, logging_level=logging.WARNING, **options)
+        # Not to the driver: what dies is said by pages of Ray's state, and each actor would repeat our warnings.
+        ray.init(address, logging_level=logging.WARNING, log_to_driver=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"executor ray: no Ray cluster answers at address {address!r}: {error}") from error
+    logger.info("what the actors print is in Ray's logs: `ray logs cluster`, or ray/session_latest/logs of a machine")
 
 
-def _results(ray: Any, make_work: Any, tasks: Sequence[Any], executor: ExecutorConfig, marker: Path) -> Iterator[bytes]:
+def _results(ray: Any, make_work: Any, tasks: Sequence[Any], executor: ExecutorConfig, notes: Path) -> Iterator[bytes]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the caller shows its own
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    pickled = [{"task": ray.cloudpickle.dumps(task)} for task in tasks]
+    pickled = [{"number": number, "task": ray.cloudpickle.dumps(task)} for number, task in enumerate(tasks)]
     num_workers = min(executor.num_workers, len(tasks))
+    placed_by = {"num_gpus": executor.gpus_per_worker} if executor.gpus_per_worker else {"num_cpus": 1}
     results = ray.data.from_items(pickled, override_num_blocks=min(len(tasks), MAX_BLOCKS)).map_batches(
-        _Worker,
-        fn_constructor_args=(ray.cloudpickle.dumps(make_work), marker),
+        _Actor,
+        fn_constructor_args=(ray.cloudpickle.dumps(make_work), notes),
         batch_size=1,
-        # From one actor on, so that work begins, or goes on after a machine died, with fewer than asked for.
+        # From one actor on: work begins, or goes on after a machine died, with fewer than were asked for.
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers, initial_size=num_workers),
-        num_cpus=1,
-        num_gpus=executor.gpus_per_worker or None,
-        max_restarts=-1,
-        max_task_retries=MAX_RETRIES,
+        **placed_by,
     )
     try:
         for batch in results.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             yield from batch["result"]
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
         raise UserError(
-            f"executor ray: the same work killed its actor {MAX_RETRIES + 1} times (is the memory full?); what is done "
-            f"is kept, and the same command goes on: {error}"
+            f"executor ray: Ray gave up; what is done is kept, and the same command goes on. It says: {error}"
         ) from error
 
 
-class _Worker:
-    """An actor's work. Exceptions are results: Ray would wrap them, and cannot tell those of a user."""
+class _Actor:
+    """Exceptions of the work are results: those of Ray's own hide them, and end a run with pages of its frames."""
 
-    def __init__(self, make_work: bytes, marker: Path):
-        self._make_work, self._marker = make_work, marker
+    def __init__(self, make_work: bytes, notes: Path):
+        self._make_work, self._notes = make_work, notes
         self._work: Callable[[Any], Any] | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        packed = np.array([self._do(task) for task in batch["task"]], object)
-        return {"result": packed}
+        done = [self._do(number, task) for number, task in zip(batch["number"], batch["task"], strict=True)]
+        return {"result": np.array(done, object)}
 
-    def _do(self, task: bytes) -> bytes:
-        import ray
+    def _do(self, number: int, task: bytes) -> bytes:
+        from ray import cloudpickle
 
         try:
+            self._note_attempt(number)
             if self._work is None:
-                if not self._marker.exists():
-                    raise UserError(
-                        f"executor ray: machine {ray.util.get_node_ip_address()} does not see "
-                        f"{str(self._marker.parent)!r} as this one does: the output must lie on storage that all "
-                        "machines of the cluster have under the same path"
-                    )
-                self._work = ray.cloudpickle.loads(self._make_work)()
-            return ray.cloudpickle.dumps((self._work(ray.cloudpickle.loads(task)), None, ""))
+                self._work = cloudpickle.loads(self._make_work)()
+            return cloudpickle.dumps((self._work(cloudpickle.loads(task)), None, ""))
         except Exception as error:
-            return ray.cloudpickle.dumps((None, error, traceback.format_exc()))
+            return cloudpickle.dumps((None, error, traceback.format_exc()))
 
-
-def _unpacked(packed: bytes) -> Any:
-    result, error, trace = pickle.loads(packed)
-    if error is not None:
-        raise error from RuntimeError(f"in a worker:\n{trace}")
-    return result
+    def _note_attempt(self, number: int) -> None:
+        """Counts in a file, which outlives the actor, how often a task was begun."""
+        try:
+            with open(self._notes / str(number), "ab") as file:
+                file.write(b".")
+                num_attempts = file.tell()
+        except FileNotFoundError as error:
+            raise UserError(
+                f"executor ray: machine {os.uname().nodename!r} does not see {str(self._notes.parent)!r} as this one "
+                "does: the output must lie on storage that all machines of the cluster have under the same path"
+            ) from error
+        if num_attempts > MAX_ATTEMPTS:
+            raise UserError(
+                f"executor ray: task {number} killed its actor {MAX_ATTEMPTS} times (is the memory full?): what is "
+                "done is kept, and the same command goes on"
+            )
