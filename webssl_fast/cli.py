@@ -259,6 +259,29 @@ byte. Damaged shards give the samples before the damage; `webssl data inspect` l
         subset.add_argument(f"--{name}", action=_InOrder, dest="operations", metavar=name[0].upper(), help=words)
     subset.add_argument("--seed", type=int, default=0, help="of --share (default: %(default)s)")
 
+    curate = _command(
+        commands,
+        "curate",
+        "balance an index by its captions, as MetaCLIP does",
+        """Matches the captions of INDEX with the entries of a metadata list, and writes SUBSET, for data.subset: of
+each entry about CAP captions at the most, and no caption that matches none. Counts of each entry before and after are
+written into SUBSET.entries.tsv. Start the same command again after a kill: what is done is kept in SUBSET.parts.
+  webssl data curate web.index --metadata metadata.json --cap 20000 -o balanced.subset""",
+    )
+    curate.add_argument("index", metavar="INDEX", help="of `webssl data index`, with captions")
+    curate.add_argument(
+        "--metadata", type=Path, required=True, metavar="FILE", help="a text file, one entry a line, or a .json list"
+    )
+    curate.add_argument(
+        "--cap",
+        type=int,
+        required=True,
+        help="captions of an entry from which on they are drawn (20000 for 400M pairs)",
+    )
+    curate.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    curate.add_argument("-o", "--output", type=Path, required=True, metavar="SUBSET")
+    _executor_arguments(curate)
+
 
 def _run_data(args: argparse.Namespace) -> None:
     from webssl_fast.recipes import prepare_data
@@ -267,6 +290,8 @@ def _run_data(args: argparse.Namespace) -> None:
         prepare_data.index(args.source, args.output, _executor(args), args.find_duplicates, args.skip_unreadable)
     elif args.data_command == "inspect":
         prepare_data.inspect(args.index, args.output, args.pictures)
+    elif args.data_command == "curate":
+        prepare_data.curate(args.index, args.metadata, args.output, _executor(args), args.cap, args.seed)
     else:
         prepare_data.subset(args.start, args.output, args.index, args.operations or [], args.seed)
 

@@ -12,7 +12,6 @@ Dimensions: S samples, F files (or shards).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from webssl_fast.data.duplicates import write_duplicates
 from webssl_fast.data.executors import ONE_PROCESS
 from webssl_fast.data.index import Index, Kind, StringTable, no_images_in, numbered_classes, source_files
 from webssl_fast.data.index_parts import Part, make_parts
+from webssl_fast.data.owned_folder import noted, owned
 from webssl_fast.data.storage import Retries, is_remote
 from webssl_fast.data.tar_scan import Problem
 from webssl_fast.errors import UserError
@@ -137,26 +137,13 @@ def _report_of_finished(output: Path, source: str, listing: str, duplicates_path
 @contextmanager
 def _owned(parts_dir: Path, listing: str, source: str) -> Iterator[None]:
     """The folder of the parts, for this process and this source alone."""
-    parts_dir.mkdir(parents=True, exist_ok=True)
-    fd = os.open(parts_dir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is writing {str(parts_dir)!r}: wait for it, or give another -o") from None
-        noted = parts_dir / "listing"
-        if not noted.exists():
-            unfinished = parts_dir / "listing.unfinished"
-            unfinished.write_text(listing)
-            os.replace(unfinished, noted)
-        if noted.read_text() != listing:
+    with owned(parts_dir, "-o"):
+        if noted(parts_dir / "listing", listing) != listing:
             raise UserError(
                 f"{str(parts_dir)!r} holds an unfinished index of other files than {source!r} has now: remove that "
                 "folder to begin anew, or give another -o"
             )
         yield
-    finally:
-        os.close(fd)
 
 
 def _header(kind: Kind, source: str, listing: str, num_samples: int, identity: str, **changes: Any) -> dict[str, Any]:

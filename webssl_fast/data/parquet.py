@@ -13,6 +13,7 @@ import json
 import threading
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,19 @@ def scan_parquet(files: list[str]) -> ParquetScan:
             scan.labels.extend(np.asarray(column.fill_null(-1).cast("int32")).tolist())
     assert scan is not None, "expand_pattern gives at least one file"
     return scan
+
+
+def read_texts(path: str, column: str) -> Iterator[str | None]:
+    """The text of each row, in order; None where it has none. Raises UserError where the file cannot be read."""
+    import pyarrow
+
+    file = _open(path)
+    try:
+        for batch in file.iter_batches(columns=[column]):
+            for cell in batch.column(0).to_pylist():
+                yield cell[0] if isinstance(cell, list) and cell else cell or None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path!r}, column {column!r} cannot be read: {error}") from error
 
 
 class RowReader:
