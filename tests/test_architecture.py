@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from webssl_fast.config import filter as filter_schema
 from webssl_fast.config import schema
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,7 @@ LEVELS = {
     "report": 4,
     "plan": 4,
     "models": 3,
+    "judges": 3,
     "ops": 2,
     "_C": 1,
     "config": 0,
@@ -253,7 +255,7 @@ def test_no_path_of_one_machine():
 
 
 def config_fields() -> Iterator[tuple[str, str]]:
-    for model in vars(schema).values():
+    for model in {**vars(schema), **vars(filter_schema)}.values():
         if isinstance(model, type) and issubclass(model, schema.Config) and model is not schema.Config:
             yield from ((model.__name__, name) for name in model.model_fields)
 
@@ -263,7 +265,7 @@ def names_read_in_package() -> frozenset[str]:
     """Attributes that are read and strings that stand in the package outside the schema (a getattr, a keyword)."""
     names = set()
     for path in python_files():
-        if path in {PACKAGE / "config" / f"{name}.py" for name in ("schema", "evaluation", "executor")}:
+        if path in {PACKAGE / "config" / f"{name}.py" for name in ("schema", "evaluation", "executor", "filter")}:
             continue
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

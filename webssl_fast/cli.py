@@ -23,6 +23,7 @@ EPILOG = """examples:
   webssl convert webssl_dino1b_full2b_224.pth --to hf -o dino1b_hf
   webssl data index 's3://bucket/{00000..09999}.tar' -o web.index
   webssl data subset web.index --share 0.1 -o tenth.subset
+  webssl filter configs/filter/text_ocr.yaml data.source=web.index output_dir=runs/text
   webssl report runs/quickstart
   webssl bench sinkhorn_knopp
 """
@@ -145,6 +146,21 @@ ceiling. Each is also a program with options of its own: `python -m benchmarks.o
         _command(commands, "data", "index images, look into an index, make subsets", "What a run trains on.")
     )
 
+    filter_images = _command(
+        commands,
+        "filter",
+        "find the images that contain text, as subsets to train on",
+        """Asks a judge about every image of data.source whether it contains text, and writes into output_dir:
+  scores.parquet   sample id, name, scores, answers, and why an image could not be judged
+  light.subset     images with readable text, for data.subset of a training run
+  heavy.subset     charts, tables and documents; with judge.name=ocr a proxy of them
+  summary.json     counts, shares and settings
+  source.index     the index that the subsets belong to, where data.source is none itself
+
+Start the same command again after a kill: what is judged is kept. With other thresholds it judges nothing anew.""",
+    )
+    _config_arguments(filter_images)
+
     _command(
         commands,
         "info",
@@ -196,6 +212,10 @@ def _run(args: argparse.Namespace) -> None:
         report(args.run_dirs, args.output, args.images)
     elif args.command == "data":
         _run_data(args)
+    elif args.command == "filter":
+        from webssl_fast.recipes.filter import filter_by_config
+
+        filter_by_config(args.config, args.overrides)
     elif args.command == "bench":
         from webssl_fast.recipes.bench import bench
 
@@ -349,6 +369,6 @@ def _executor(args: argparse.Namespace) -> ExecutorConfig:
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", type=Path, metavar="CONFIG", help="a YAML file; its keys are those of config/schema.py"
+        "config", type=Path, metavar="CONFIG", help="a YAML file; its keys are those of webssl_fast/config"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)

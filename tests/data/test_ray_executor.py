@@ -1,7 +1,4 @@
-"""Work on many shards by Ray: what is written is the same when actors, or a whole machine of the cluster, are killed.
-
-The cluster is a head without CPUs and two machines with one each, all of them processes of this machine.
-"""
+"""Work on many shards by Ray: what is written is the same when actors, or a whole machine, are killed."""
 
 import os
 import signal
@@ -23,44 +20,10 @@ from webssl_fast.data.ray_executor import MAX_ATTEMPTS, _Actor
 from webssl_fast.errors import UserError
 
 ray = pytest.importorskip("ray", reason="pip install 'webssl_fast[ray]' (make nightly does)")
+
+from tests.data.two_machines import TwoMachines, raylet_of  # noqa: E402
+
 pytestmark = pytest.mark.nightly
-
-OBJECT_STORE_BYTES = 80 * 2**20
-
-
-class TwoMachines:
-    def __init__(self):
-        from ray.cluster_utils import Cluster
-
-        head = {"num_cpus": 0, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.machines = []
-        self.executor = ExecutorConfig(kind="ray", num_workers=2, address=self.cluster.address)
-
-    def mend(self):
-        """Two machines again, whatever happened to the last ones."""
-        self.machines = [machine for machine in self.machines if alive(raylet_of(machine))]
-        while len(self.machines) < 2:
-            self.machines.append(self.cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES))
-
-    def actors(self) -> list[int]:
-        children = [child for machine in self.machines for child in children_of(raylet_of(machine))]
-        return [pid for pid in children if b"ray::MapWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def raylet_of(machine) -> int:
-    return machine.all_processes["raylet"][0].process.pid
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture(scope="module")

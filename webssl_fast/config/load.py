@@ -1,4 +1,4 @@
-"""From a YAML file and `key=value` overrides to a checked RunConfig, with errors that say the way out."""
+"""From a YAML file and `key=value` overrides to a checked config, with errors that say the way out."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.errors import ConfigError
+
+Root = TypeVar("Root", bound=BaseModel)
+
+CHOSEN_BY_NAME = ("method", "judge")  # fields of a root whose model follows from their `name`
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,9 +32,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a config file: defaults of schema.py, under the file's `base:` (one, relative to it), under the file, under
-    the overrides ("train.num_steps=100"; values are YAML).
+@overload
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig: ...
+
+
+@overload
+def load_config(path: str | Path, overrides: Sequence[str], root: type[Root]) -> Root: ...
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), root: type[BaseModel] = RunConfig) -> BaseModel:
+    """Reads a config file: defaults of `root`'s schema, under the file's `base:` (one, relative to it), under the file,
+    under the overrides ("train.num_steps=100"; values are YAML).
 
     Raises ConfigError, which names the file, the key, what was got and what is allowed.
     """
@@ -45,19 +57,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         tree = _merge(tree, _parse_override(override))
     try:
-        return RunConfig.model_validate(tree)
+        return root.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [_explain(item, root) for item in error.errors()]
         raise ConfigError(f"{path}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def save_config(config: RunConfig, path: Path) -> None:
+def save_config(config: BaseModel, path: Path) -> None:
     """Writes a config so that `load_config` of the file gives it back."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     path.write_text(text)
 
 
-def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+def changed_keys(old: BaseModel, new: BaseModel) -> list[str]:
     """Differences as lines "key: old -> new"."""
     old_flat, new_flat = (dict(_flatten(c.model_dump(mode="json"))) for c in (old, new))
     keys = list(old_flat) + [k for k in new_flat if k not in old_flat]
@@ -110,13 +122,13 @@ def _flatten(tree: dict, prefix: str = ""):
             yield prefix + key, value
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, root: type[BaseModel]) -> str:
     location, tags = _split_tags([str(part) for part in item["loc"]])
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
-        parent = _model_at(location[:-1], tags)
+        parent = _model_at(root, location[:-1], tags)
         known = list(parent.model_fields) if parent else []
-        everywhere = dict(_all_keys(RunConfig))
+        everywhere = dict(_all_keys(root))
         near = difflib.get_close_matches(location[-1], known, n=1)
         elsewhere = [k for k, name in everywhere.items() if name == location[-1]]
         if near:
@@ -127,7 +139,7 @@ def _explain(item: Any) -> str:
             hint = f"allowed here: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if item["type"] == "union_tag_invalid":
-        return f"{key}.name: {item['ctx']['tag']!r} is no method; allowed: {item['ctx']['expected_tags']}"
+        return f"{key}.name: {item['ctx']['tag']!r} is no {key}; allowed: {item['ctx']['expected_tags']}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{key}: {message}, got {item['input']!r}"
@@ -135,13 +147,13 @@ def _explain(item: Any) -> str:
 
 def _split_tags(location: list[str]) -> tuple[list[str], dict[str, str]]:
     """A key without the names that pydantic adds where a model was chosen by its `name`; and those, by key."""
-    if location[0] == "method" and len(location) > 1:
-        return [location[0], *location[2:]], {"method": location[1]}
+    if location[0] in CHOSEN_BY_NAME and len(location) > 1:
+        return [location[0], *location[2:]], {location[0]: location[1]}
     return location, {}
 
 
-def _model_at(location: list[str], tags: dict[str, str]) -> type[BaseModel] | None:
-    model: type[BaseModel] = RunConfig
+def _model_at(root: type[BaseModel], location: list[str], tags: dict[str, str]) -> type[BaseModel] | None:
+    model = root
     for part in location:
         field = model.model_fields.get(part)
         models = _models_of(field.annotation) if field else []

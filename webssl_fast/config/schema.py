@@ -40,6 +40,17 @@ class DecodeConfig(Config):
         return self
 
 
+class ReadConfig(Config):
+    """How images are read and decoded, and how many of them may be bad."""
+
+    decode: DecodeConfig = DecodeConfig()
+    remote_reads: PositiveInt = 32  # requests to an object store under way at once, on each rank
+    read_attempts: PositiveInt = 8  # of a remote read, each later than the one before; then the sample counts as bad
+    read_timeout_s: PositiveFloat = 60  # of each attempt
+    max_bad_share: Probability = 0.05  # a larger share of undecodable samples stops the run ...
+    min_seen_before_stop: NonNegativeInt = 200  # ... once so many samples were seen
+
+
 class SourceConfig(Config):
     """One of several sources; `weight` is relative to the others'."""
 
@@ -48,7 +59,7 @@ class SourceConfig(Config):
     subset: str = ""
 
 
-class DataConfig(Config):
+class DataConfig(ReadConfig):
     """Where images come from: a folder (any depth), a tar, a pattern of tars ("shards/{000..127}.tar", "*.tar",
     "s3://bucket/{000..127}.tar"), Parquet files, or an index of such that `webssl data index` wrote."""
 
@@ -58,16 +69,10 @@ class DataConfig(Config):
     # Neighbours in storage that are read one after another; 1: none. More spare a disk or an object store seeks and
     # requests, and leave about global_batch_size / shuffle_run independent draws in a batch where neighbours are alike.
     shuffle_run: PositiveInt = 1
-    decode: DecodeConfig = DecodeConfig()
     num_threads: NonNegativeInt = (
         0  # 0: every core when the loader runs between steps, cores minus compute threads else
     )
     prefetch_batches: NonNegativeInt | None = None  # None: 0 on a CPU (the loader runs between steps), 4 on a GPU
-    remote_reads: PositiveInt = 32  # requests to an object store under way at once, on each rank
-    read_attempts: PositiveInt = 8  # of a remote read, each later than the one before; then the sample counts as bad
-    read_timeout_s: PositiveFloat = 60  # of each attempt
-    max_bad_share: Probability = 0.05  # a larger share of undecodable samples stops the run ...
-    min_seen_before_stop: NonNegativeInt = 200  # ... once so many samples were seen
 
     @model_validator(mode="after")
     def _one_way_to_name_sources(self):
