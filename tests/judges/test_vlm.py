@@ -176,3 +176,24 @@ def test_the_paper_s_questions_word_for_word():
         "Please think carefully before answering. Does this image contain charts, tables, or documents with readable "
         "text? Answer only yes or no."
     )
+
+
+def test_the_pixels_of_both_questions_are_in_memory_once(model, images):
+    inputs = judge_of(model).prepare(images).inputs
+    assert inputs["light"]["pixel_values"] is inputs["heavy"]["pixel_values"]
+    assert inputs["light"]["input_ids"].shape != inputs["heavy"]["input_ids"].shape
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch):
+    class Process:
+        name = "MainProcess"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(vlm.multiprocessing, "current_process", Process)
+    found = {}
+    for name in ("MainProcess", "SpawnProcess-1", "SpawnProcess-2", "SpawnProcess-3"):
+        Process.name = name
+        found[name] = vlm._device(VlmConfig()).index
+    assert list(found.values()) == [0, 0, 1, 0]
+    assert vlm._device(VlmConfig(device="cpu")).type == "cpu"

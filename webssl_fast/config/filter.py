@@ -84,7 +84,7 @@ class FilterConfig(Config):
     output_dir: str = "runs/filter"
     data: FilterDataConfig = FilterDataConfig()
     judge: Annotated[JudgeConfig, Field(discriminator="name")] = OcrConfig()
-    samples_per_part: PositiveInt = 4096  # judged as one task: what a kill can lose, and a row group of scores.parquet
+    samples_per_part: PositiveInt = 512  # judged as one task, into a file: what a kill loses, and progress counts by
     executor: ExecutorConfig = ExecutorConfig()  # who judges
 
     @model_validator(mode="before")

@@ -71,7 +71,7 @@ def _connect(ray: Any, executor: ExecutorConfig) -> None:
     else:
         logger.info("connecting to the Ray cluster at %s, which may take Ray minutes where none answers", address)
     try:
-        # Not to the driver: what dies is said by pages of Ray's state, and each actor would repeat our warnings.
+        # Not to the driver: each actor would repeat our warnings, between Ray's own about what died.
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"executor ray: no Ray cluster answers at address {address!r}: {error}") from error

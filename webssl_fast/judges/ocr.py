@@ -87,7 +87,8 @@ class OcrJudge:
         (line_HW3,) = self._ocr.get_crop_img_list(bgr_HW3, [outline_42])
         if not line_HW3.size:
             return 0.0
-        ((text, confidence),), _ = self._ocr(line_HW3, use_det=False, use_cls=False)
+        # Tall lines come turned by a right angle to one side, so some stand on their head: use_cls finds which.
+        ((text, confidence),), _ = self._ocr(line_HW3, use_det=False, use_cls=True)
         return float(confidence) if len(text.strip()) >= MIN_CHARACTERS else 0.0
 
 

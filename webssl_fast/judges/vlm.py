@@ -79,23 +79,22 @@ class VlmJudge:
 
     def judge(self, prepared: _Prepared) -> list[Scores | Unjudged]:
         columns: dict[str, list] = {}
-        for name, tokens in prepared.inputs.items():
-            columns |= self._ask(name, {**prepared.inputs["light"], **tokens})
+        for name, inputs in prepared.inputs.items():
+            columns |= self._ask(name, inputs)
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         return [next(rows) if reason is None else Unjudged(reason) for reason in prepared.reasons]
 
     def _inputs(self, pictures: Sequence[Image.Image]) -> dict[str, dict[str, Tensor]]:
-        """What the model takes, by question; the pixels stand with the first alone, since they are the same."""
+        """What the model takes, by question; what is the same for both, the pixels above all, is in memory once."""
         inputs: dict[str, dict[str, Tensor]] = {}
+        first: dict[str, Tensor] = {}
         for name, prompt in self._prompts.items():
             texts, images = [prompt] * len(pictures), [[picture] for picture in pictures]
             with self._lock:
                 found = self._processor(text=texts, images=images, return_tensors="pt", padding=True)
-            inputs[name] = {
-                key: value.to(self._model.dtype) if value.is_floating_point() else value
-                for key, value in found.items()
-                if not inputs or key in self._tokenizer.model_input_names
-            }
+            cast = {k: v.to(self._model.dtype) if v.is_floating_point() else v for k, v in found.items()}
+            inputs[name] = {k: first[k] if k in first and torch.equal(first[k], v) else v for k, v in cast.items()}
+            first = first or inputs[name]
         return inputs
 
     def _reason_against(self, picture: Image.Image) -> str | None:
@@ -108,14 +107,20 @@ class VlmJudge:
     @torch.inference_mode()
     def _ask(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, list]:
         generated = self._config.answer == "generated"
-        output = self._model.generate(
-            **{key: value.to(self._device) for key, value in inputs.items()},
-            max_new_tokens=self._config.max_new_tokens if generated else 1,
-            do_sample=False,
-            output_logits=not generated,
-            return_dict_in_generate=True,
-            pad_token_id=self._tokenizer.pad_token_id,
-        )
+        try:
+            output = self._model.generate(
+                **{key: value.to(self._device) for key, value in inputs.items()},
+                max_new_tokens=self._config.max_new_tokens if generated else 1,
+                do_sample=False,
+                output_logits=not generated,
+                return_dict_in_generate=True,
+                pad_token_id=self._tokenizer.pad_token_id,
+            )
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(
+                f"judge.batch_size={self.batch_size} images do not fit into the GPU's memory: set a smaller one, and "
+                f"the same output_dir goes on ({error})"
+            ) from error
         if generated:
             new_tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
             with self._lock:

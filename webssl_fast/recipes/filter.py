@@ -41,7 +41,7 @@ from webssl_fast.judges.base import JudgeKind
 
 logger = logging.getLogger(__name__)
 
-WHERE_IT_RUNS = ("num_threads", "device")  # settings of a judge that say nothing about what it finds
+HOW_IT_RUNS = ("num_threads", "device", "batch_size")  # settings of a judge that change a score by rounding at most
 INDEX, PARTS, SETTINGS, SUMMARY = "source.index", "parts", "judged_by.json", "summary.json"
 
 
@@ -134,7 +134,7 @@ def _check_settings(
 def _what_decides_the_scores(
     config: FilterConfig, kind: JudgeKind, versions: dict[str, str], source: JudgedSource
 ) -> dict[str, Any]:
-    judge = config.judge.model_dump(mode="json", exclude={"thresholds", *WHERE_IT_RUNS})
+    judge = config.judge.model_dump(mode="json", exclude={"thresholds", *HOW_IT_RUNS})
     subset = config.data.subset
     return {
         "judge": {**judge, **versions},
@@ -201,7 +201,7 @@ def _summary(
         "source": config.data.source,
         "subset": config.data.subset,
         "index": source.index.identity,
-        "judge": {**config.judge.model_dump(mode="json", exclude=set(WHERE_IT_RUNS)), **versions},
+        "judge": {**config.judge.model_dump(mode="json", exclude=set(HOW_IT_RUNS)), **versions},
         "decode": config.data.decode.model_dump(mode="json"),
     }
 
