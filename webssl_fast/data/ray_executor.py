@@ -23,7 +23,7 @@ from webssl_fast.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_BLOCKS = 10_000  # that Ray Data keeps account of; with more tasks, a block, its unit of retries, has several
+MAX_BLOCKS = 10_000  # each costs Ray Data some 10 ms; with more tasks, a block, its unit of retries, has several
 MAX_ATTEMPTS = 5  # at one task: Ray has no such limit (a dead machine may take it many to notice)
 _OBJECT_STORE_BYTES = 128 * 2**20  # of a cluster of its own: tasks and results are small, images do not travel by Ray
 
@@ -82,6 +82,7 @@ def _results(ray: Any, make_work: Any, tasks: Sequence[Any], executor: ExecutorC
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the caller shows its own
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # one block may take longer than Ray's half an hour
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     pickled = [{"number": number, "task": ray.cloudpickle.dumps(task)} for number, task in enumerate(tasks)]
     num_workers = min(executor.num_workers, len(tasks))
@@ -97,7 +98,7 @@ def _results(ray: Any, make_work: Any, tasks: Sequence[Any], executor: ExecutorC
     try:
         for batch in results.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             yield from batch["result"]
-    except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
+    except ray.exceptions.RayError as error:
         raise UserError(
             f"executor ray: Ray gave up; what is done is kept, and the same command goes on. It says: {error}"
         ) from error
