@@ -117,8 +117,9 @@ def test_the_index_is_the_same_whoever_is_killed(tmp_path, machines, victim):
 def test_the_command_on_a_cluster_of_its_own_is_not_buried_in_logs(tmp_path):
     source = write_shards(tmp_path, 8, 20)
     build_index(source, tmp_path / "undisturbed", find_duplicates=True)
-    command = [*index_command(source, tmp_path / "i", 2), "--executor", "ray"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RAY_ADDRESS": ""})
+    command = [*index_command(source, Path("i"), 2), "--executor", "ray"]
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "i").read_bytes() == (tmp_path / "undisturbed").read_bytes()
     assert "becomes one of its own" in done.stderr and "8/8" not in done.stdout

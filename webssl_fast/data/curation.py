@@ -112,7 +112,7 @@ def curate(
             "%d entries hold marks that stand alone in captions, and match nothing, such as %r", len(lost), lost[0]
         )
     ranges = caption_ranges(index)
-    parts_dir = output.with_name(output.name + ".parts")
+    parts_dir = output.absolute().with_name(output.name + ".parts")
     fingerprint = hashlib.sha256("\n".join([index.identity, *entries]).encode()).hexdigest()
     with owned(parts_dir, "-o"):
         if noted(parts_dir / "listing", fingerprint) != fingerprint:
@@ -136,7 +136,7 @@ def _match(index: Index, metadata_path: Path, tasks: Sequence[_Task], executor: 
     num_missing = sum(task.end - task.first for task in missing)
     if len(missing) < len(tasks):
         logger.info("%d of %d shards are matched already", len(tasks) - len(missing), len(tasks))
-    make_work = partial(_make_matcher, index.source, os.path.abspath(metadata_path))
+    make_work = partial(_make_matcher, os.path.abspath(index.source), os.path.abspath(metadata_path))
     failed: dict[int, str] = {}
     progress = tqdm(total=len(index), initial=len(index) - num_missing, desc="matching", unit="caption", disable=None)
     with progress:

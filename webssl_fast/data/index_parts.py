@@ -70,7 +70,7 @@ def make_parts(
 
     Raises UserError naming the files that cannot be read, once all others are done.
     """
-    paths = [folder / f"{number:08d}.part" for number in range(len(files))]
+    paths = [folder.absolute() / f"{number:08d}.part" for number in range(len(files))]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     if len(missing) < len(files):
         logger.info("%d of %d files are indexed already", len(files) - len(missing), len(files))

@@ -36,7 +36,7 @@ def run_on_ray(
     connected_here = not ray.is_initialized()
     if connected_here:
         _connect(ray, executor)
-    notes = Path(tempfile.mkdtemp(prefix=".ray.", dir=output_dir))
+    notes = Path(tempfile.mkdtemp(prefix=".ray.", dir=output_dir.absolute()))
     try:
         for packed in _results(ray, make_work, tasks, executor, notes):
             result, error, trace = pickle.loads(packed)
@@ -62,7 +62,7 @@ def _connect(ray: Any, executor: ExecutorConfig) -> None:
     address = executor.address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {}
     if address == "local":
-        logger.warning("neither an address of a Ray cluster nor RAY_ADDRESS: this machine becomes one of its own")
+        logger.warning("no address of a Ray cluster: this machine becomes one of its own")
         options = {
             "num_cpus": executor.num_workers,
             "object_store_memory": _OBJECT_STORE_BYTES,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -110,9 +109,7 @@ def curate(index_path: str, metadata_path: Path, output: Path, executor: Executo
     if not metadata_path.is_file():
         raise UserError(f"no metadata file {str(metadata_path)!r}: a text file with one entry a line, or a .json list")
     try:
-        report = curate_index(
-            Index.open(os.path.abspath(index_path)), metadata_path, output, cap=cap, seed=seed, executor=executor
-        )
+        report = curate_index(Index.open(index_path), metadata_path, output, cap=cap, seed=seed, executor=executor)
     except KeyboardInterrupt:
         raise Interrupted("what is matched so far is kept; start the same command again to go on") from None
     print(f"{output}: a subset of {index_path}, and {output}.entries.tsv\n{report.describe()}")
