@@ -32,8 +32,25 @@ def test_images_of_extreme_shape_do_not_stop_it():
         assert isinstance(scores, ocr.Unjudged) or scores["confidence"] == 0.0
 
 
+def test_narrow_images_are_not_enlarged_without_bound(monkeypatch):
+    """A strip whose shorter side were enlarged to min_side_px would take gigabytes."""
+    judge = ocr.OcrJudge(OcrConfig())
+    sizes = []
+    detect = judge._ocr.text_det.infer
+
+    def measured(batch_1CHW):
+        sizes.append(batch_1CHW.shape[2:])
+        return detect(batch_1CHW)
+
+    monkeypatch.setattr(judge._ocr.text_det, "infer", measured)
+    shapes = [(1500, 50), (50, 1500), (3000, 40), (300, 400), (4000, 3000)]
+    judge.judge(judge.prepare([np.full((*shape, 3), 200, np.uint8) for shape in shapes]))
+    assert len(sizes) == len(shapes) and max(height * width for height, width in sizes) <= 1280 * 960
+    assert sizes[3] == (640, 864), "rounded to multiples of 32"
+
+
 def test_threads_of_onnxruntime_do_not_change_a_score():
-    images = [np.asarray(image.image) for image in labelled_images(1)][-6:]
+    images = [np.asarray(image.image) for image in labelled_images(1)][-2:]
     found = []
     for num_threads in (1, 2):
         judge = ocr.OcrJudge(OcrConfig(num_threads=num_threads))

@@ -193,38 +193,44 @@ def test_stopped_after_any_file_operation_the_result_is_the_same(source, undistu
 def test_killed_at_random_the_result_is_the_same_byte_for_byte(source, undisturbed, tmp_path, num_kills):
     draws = random.Random(num_kills)
     out = tmp_path / "out"
-    struck = 0
-    for kill in range(num_kills):
-        num_workers = 1 if num_kills == 3 else 1 + kill % 2
-        # Slower each time than what a run before it left: so that all the kills meet it at work.
-        process = started(source, out, num_workers, seconds_an_image=0.05)
-        wait_for_work(process, out)
+    struck, num_parts = 0, set()
+    while struck < num_kills:
+        num_workers = 1 if num_kills == 3 else 1 + struck % 2
+        process = started(source, out, num_workers, seconds_an_image=0.02)
+        assert process.stdout.readline() == b"begins\n"
+        wait_for_parts(process, out, draws.randrange(3))
         try:
-            process.wait(draws.uniform(0, 1.2 / num_kills + 0.1))
+            process.wait(draws.uniform(0, 0.2))
         except subprocess.TimeoutExpired:
             (os.killpg if draws.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
             struck += 1
         process.wait()
+        num_parts.add(len(parts_in(out)))
         if (out / "summary.json").exists():  # it was done: again from the start, over what it left
             (out / "scores.parquet").unlink()
             (out / "summary.json").unlink()
     assert started(source, out, 2 if num_kills > 3 else 1, seconds_an_image=0).wait() == 0
     assert bytes_of(out) == undisturbed
-    assert struck >= num_kills // 2
+    assert len(num_parts) > 1, "they struck at different states"
     assert {path.name for path in out.iterdir()} == {*undisturbed, "judged_by.json"}
+
+
+def parts_in(out: Path) -> list[Path]:
+    return list((out / "parts").glob("*.parquet"))
+
+
+def wait_for_parts(process: subprocess.Popen, out: Path, number: int) -> None:
+    """Until there are so many parts more, or the process is done."""
+    before = len(parts_in(out))
+    while process.poll() is None and len(parts_in(out)) < before + number:
+        time.sleep(0.005)
 
 
 def started(source: str, out: Path, num_workers: int, seconds_an_image: float) -> subprocess.Popen:
     environment = {**os.environ, stand_in.SECONDS_AN_IMAGE: str(seconds_an_image)}
     command = [sys.executable, "-m", "tests.recipes.filter_run", source, str(out), str(num_workers)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-
-
-def wait_for_work(process: subprocess.Popen, out: Path) -> None:
-    """Until it has begun with the parts, or is done."""
-    deadline = time.monotonic() + 60
-    while process.poll() is None and not (out / "parts").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
 
 # ---------------------------------------------------------------- what goes wrong
@@ -250,6 +256,24 @@ def test_changed_settings_are_refused_and_named(source, tmp_path, finished):
     build_index(other, tmp_path / "other.index")
     with pytest.raises(UserError, match="data.samples: 24 -> 26\n  data.index: "):
         filter_images(config_of(str(tmp_path / "other.index"), tmp_path), stand_in.KIND)
+
+
+def test_another_source_is_refused(tmp_path):
+    a, b = write_source(tmp_path / "a"), write_source(tmp_path / "b", num_shards=3)
+    with pytest.raises(KeyboardInterrupt):
+        filter_images(config_of(a, tmp_path / "out"), Stopping(3).kind())
+    with pytest.raises(UserError, match="other files than .*another output_dir"):
+        filter_images(config_of(b, tmp_path / "out"), stand_in.KIND)
+
+
+def test_settings_of_a_try_that_came_to_nothing_do_not_bind(source, undisturbed, tmp_path):
+    def fail(config):
+        raise UserError("there is no such model")
+
+    with pytest.raises(UserError, match="no such model"):
+        filter_images(config_of(source, tmp_path, judge={"max_side_px": 500}), replace(stand_in.KIND, load=fail))
+    filter_images(config_of(source, tmp_path), stand_in.KIND)
+    assert bytes_of(tmp_path) == undisturbed
 
 
 def test_too_many_bad_images_stop_it(source, undisturbed, tmp_path):

@@ -80,10 +80,12 @@ def build_index(
     find_duplicates: bool = False,
     skip_unreadable: bool = False,
     retries: Retries | None = None,
+    output_setting: str = "-o",
 ) -> IndexReport:
     """Indexes a data source into a file. The same call again goes on where a killed one was.
 
     find_duplicates  also lists keys that several samples have, of whatever shards, in OUTPUT.duplicates.jsonl
+    output_setting   what gives another `output`, for the errors
     skip_unreadable  leaves out shards that cannot be read at all; otherwise they are an error, and the next call tries
                      them again
     Damaged shards give the samples before the damage; that, and keys twice in a shard, stand in the index as problems.
@@ -97,8 +99,8 @@ def build_index(
         raise UserError(f"--find-duplicates looks at the keys of shards; {source!r} has none (it is a {kind})")
     duplicates_path = output.with_name(output.name + ".duplicates.jsonl") if find_duplicates else None
     if output.exists() and not parts_dir.exists():
-        return _report_of_finished(output, source, listing, duplicates_path)
-    with _owned(parts_dir, listing, source):
+        return _report_of_finished(output, source, listing, duplicates_path, output_setting)
+    with _owned(parts_dir, listing, source, output_setting):
         num_without_image = 0
         if kind == "folder":
             contents = _folder_contents(source, listing, files[0])
@@ -118,12 +120,14 @@ def build_index(
     )
 
 
-def _report_of_finished(output: Path, source: str, listing: str, duplicates_path: Path | None) -> IndexReport:
+def _report_of_finished(
+    output: Path, source: str, listing: str, duplicates_path: Path | None, output_setting: str
+) -> IndexReport:
     header, _ = map_columns(output, "index")
     if header["listing"] != listing:
         raise UserError(
             f"{str(output)!r} is an index of {header['source']!r} with other files than {source!r} has now: remove it "
-            "to write it anew, or give another -o"
+            f"to write it anew, or give another {output_setting}"
         )
     if duplicates_path is not None and not duplicates_path.exists():
         raise UserError(
@@ -135,13 +139,13 @@ def _report_of_finished(output: Path, source: str, listing: str, duplicates_path
 
 
 @contextmanager
-def _owned(parts_dir: Path, listing: str, source: str) -> Iterator[None]:
+def _owned(parts_dir: Path, listing: str, source: str, output_setting: str) -> Iterator[None]:
     """The folder of the parts, for this process and this source alone."""
-    with owned(parts_dir, "-o"):
+    with owned(parts_dir, output_setting):
         if noted(parts_dir / "listing", listing) != listing:
             raise UserError(
                 f"{str(parts_dir)!r} holds an unfinished index of other files than {source!r} has now: remove that "
-                "folder to begin anew, or give another -o"
+                f"folder to begin anew, or give another {output_setting}"
             )
         yield
 

@@ -20,6 +20,7 @@ from webssl_fast.errors import UserError
 from webssl_fast.judges.base import JudgeKind, Scores, Unjudged
 
 MIN_CHARACTERS = 2  # a single one is often a ring or a stroke
+MAX_ENLARGEMENT = 2  # times max_side_px, for the longer side of a narrow image whose shorter side is enlarged
 COLUMNS = {"confidence": "float32", "num_lines": "int32", "area_share": "float32"}
 HEAVY = "a proxy of charts, tables and documents: text was read, and it has many lines or covers much of the image"
 
@@ -51,8 +52,7 @@ class OcrJudge:
         self._config = config
         self._ocr = RapidOCR(
             max_side_len=config.max_side_px,
-            det_limit_type="min",
-            det_limit_side_len=config.min_side_px,
+            det_limit_type="min",  # of which the detector's limit_side_len is set for each image
             intra_op_num_threads=config.num_threads,
             inter_op_num_threads=1,
         )
@@ -71,6 +71,9 @@ class OcrJudge:
         return judged
 
     def _judge(self, bgr_HW3: np.ndarray) -> Scores:
+        short_px, long_px = sorted(bgr_HW3.shape[:2])
+        bound_px = MAX_ENLARGEMENT * self._config.max_side_px * short_px // long_px
+        self._ocr.text_det.limit_side_len = max(1, min(self._config.min_side_px, bound_px))
         found, _ = self._ocr(bgr_HW3, use_cls=False, use_rec=False)
         outlines_L42 = np.array(found or np.zeros((0, 4, 2)), np.float32)
         areas_L = _areas(outlines_L42)

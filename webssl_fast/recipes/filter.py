@@ -110,7 +110,13 @@ def _indexed(config: FilterConfig, folder: Path) -> Path:
             f"data.subset is a subset of an index, and data.source={config.data.source!r} is none: set it to that index"
         )
     retries = Retries(config.data.read_attempts, config.data.read_timeout_s)
-    report = build_index(config.data.source, folder / INDEX, executor=config.executor, retries=retries)
+    report = build_index(
+        config.data.source,
+        folder / INDEX,
+        executor=config.executor,
+        retries=retries,
+        output_setting="output_dir",
+    )
     logger.info("%s", report.describe())
     return folder / INDEX
 
@@ -119,6 +125,8 @@ def _check_settings(
     config: FilterConfig, kind: JudgeKind, versions: dict[str, str], source: JudgedSource, folder: Path
 ) -> None:
     """Refuses to mix scores of different settings, and names those that differ."""
+    if not (folder / SCORES).exists() and not any((folder / PARTS).glob("*.parquet")):
+        (folder / SETTINGS).unlink(missing_ok=True)  # of a try that came to nothing, by a mistyped model perhaps
     settings = json.dumps(_what_decides_the_scores(config, kind, versions, source), indent=2) + "\n"
     before, now = _flat(json.loads(noted(folder / SETTINGS, settings))), _flat(json.loads(settings))
     changes = [
