@@ -80,7 +80,12 @@ $(VENV)/.carried-files: $(VENV)/.installed
 test: install $(VENV)/.carried-files
 	$(BIN)/python -m pytest
 
-nightly: install $(VENV)/.carried-files
+# Ray, which is large, for its nightly tests alone.
+$(VENV)/.ray: $(VENV)/.installed
+	$(PIP_INSTALL) --no-build-isolation -e '.[ray]'
+	@touch $@
+
+nightly: install $(VENV)/.carried-files $(VENV)/.ray
 	$(BIN)/python -m pytest -m nightly
 
 # On a machine with a GPU: runs the kernels' GPU tests and benchmarks, and writes down which sources passed.

@@ -266,7 +266,7 @@ def names_read_in_package() -> frozenset[str]:
     """Attributes that are read and strings that stand in the package outside the schema (a getattr, a keyword)."""
     names = set()
     for path in python_files():
-        if path in {PACKAGE / "config" / f"{name}.py" for name in ("schema", "evaluation", "filter")}:
+        if path in {PACKAGE / "config" / f"{name}.py" for name in ("schema", "evaluation", "executor", "filter")}:
             continue
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

@@ -7,6 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from webssl_fast.config.schema import ExecutorConfig
 
 OVERRIDES_HELP = "settings that beat the file's, e.g. train.num_steps=100 model.preset=vit_small_patch14"
 
@@ -236,7 +240,7 @@ byte. Damaged shards give the samples before the damage; `webssl data inspect` l
     )
     index.add_argument("source", metavar="SOURCE")
     index.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX")
-    index.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    _executor_arguments(index)
     index.add_argument(
         "--find-duplicates", action="store_true", help="also list keys that come twice in any shards, on disk"
     )
@@ -275,14 +279,39 @@ byte. Damaged shards give the samples before the damage; `webssl data inspect` l
         subset.add_argument(f"--{name}", action=_InOrder, dest="operations", metavar=name[0].upper(), help=words)
     subset.add_argument("--seed", type=int, default=0, help="of --share (default: %(default)s)")
 
+    curate = _command(
+        commands,
+        "curate",
+        "balance an index by its captions, as MetaCLIP does",
+        """Matches the captions of INDEX with the entries of a metadata list, and writes SUBSET, for data.subset: of
+each entry about CAP captions at the most, and no caption that matches none. Counts of each entry before and after are
+written into SUBSET.entries.tsv. Start the same command again after a kill: what is done is kept in SUBSET.parts.
+  webssl data curate web.index --metadata metadata.json --cap 20000 -o balanced.subset""",
+    )
+    curate.add_argument("index", metavar="INDEX", help="of `webssl data index`, with captions")
+    curate.add_argument(
+        "--metadata", type=Path, required=True, metavar="FILE", help="a text file, one entry a line, or a .json list"
+    )
+    curate.add_argument(
+        "--cap",
+        type=int,
+        required=True,
+        help="captions of an entry from which on they are drawn (20000 for 400M pairs)",
+    )
+    curate.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    curate.add_argument("-o", "--output", type=Path, required=True, metavar="SUBSET")
+    _executor_arguments(curate)
+
 
 def _run_data(args: argparse.Namespace) -> None:
     from webssl_fast.recipes import prepare_data
 
     if args.data_command == "index":
-        prepare_data.index(args.source, args.output, args.workers, args.find_duplicates, args.skip_unreadable)
+        prepare_data.index(args.source, args.output, _executor(args), args.find_duplicates, args.skip_unreadable)
     elif args.data_command == "inspect":
         prepare_data.inspect(args.index, args.output, args.pictures)
+    elif args.data_command == "curate":
+        prepare_data.curate(args.index, args.metadata, args.output, _executor(args), args.cap, args.seed)
     else:
         prepare_data.subset(args.start, args.output, args.index, args.operations or [], args.seed)
 
@@ -311,6 +340,31 @@ def _command(commands, name: str, summary: str, description: str) -> argparse.Ar
     return commands.add_parser(
         name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def _executor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        help="this machine's processes, or actors of a Ray cluster, whose machines must all see the output's folder "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes or actors (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ray-address", default="", metavar="ADDRESS", help="of the cluster (default: RAY_ADDRESS, or one of its own)"
+    )
+
+
+def _executor(args: argparse.Namespace) -> ExecutorConfig:
+    from webssl_fast.config.schema import ExecutorConfig
+    from webssl_fast.errors import UserError
+
+    if args.ray_address and args.executor != "ray":
+        raise UserError(f"--ray-address {args.ray_address} goes with --executor ray, got --executor {args.executor}")
+    return ExecutorConfig(kind=args.executor, num_workers=max(1, args.workers), address=args.ray_address)
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -52,4 +52,4 @@ def bytes_of(output_dir: Path) -> dict[str, bytes]:
 
 if __name__ == "__main__":
     print("begins", flush=True)
-    filter_images(config_of(sys.argv[1], Path(sys.argv[2]), num_workers=int(sys.argv[3])), stand_in.KIND)
+    filter_images(config_of(sys.argv[1], Path(sys.argv[2]), executor={"num_workers": int(sys.argv[3])}), stand_in.KIND)

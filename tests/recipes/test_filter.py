@@ -86,7 +86,9 @@ def test_a_source_that_is_no_index_is_indexed_first(tmp_path):
     assert [index.name(int(i)) for i in light.select(np.arange(len(light)))] == [f"{i}.png" for i in range(5, 10)]
 
 
-@pytest.mark.parametrize("changes", [{"num_workers": 2}, {"data": {"num_threads": 0}}, {"data": {"num_threads": 3}}])
+@pytest.mark.parametrize(
+    "changes", [{"executor": {"num_workers": 2}}, {"data": {"num_threads": 0}}, {"data": {"num_threads": 3}}]
+)
 def test_workers_and_threads_change_nothing(source, undisturbed, tmp_path, changes):
     filter_images(config_of(source, tmp_path, **changes), stand_in.KIND)
     assert bytes_of(tmp_path) == undisturbed

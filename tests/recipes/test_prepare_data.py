@@ -96,3 +96,23 @@ def test_a_run_on_a_subset_counts_its_epochs_and_what_reading_met(web):
     assert main(["train", str(SMOKE), *settings, *batches, "eval.every=null", *NO_EVALUATION]) == 0
     line = json.loads((web / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["epoch"] == 2.0 and line["read_retries"] == line["unreadable_samples"] == 0
+
+
+def test_balanced_by_captions(web, capsys):
+    pytest.importorskip("pyroaring")
+    pytest.importorskip("ahocorasick_rs")
+    members = {f"{i}.jpg": encode(picture(40, 60, seed=i)) for i in range(8)}
+    captions = {f"{i}.txt": (b"a red dog, running" if i % 2 else b"an okapi") for i in range(7)}
+    write_tar(web / "captioned.tar", dict(sorted({**members, **captions}.items())))
+    (web / "metadata.json").write_text('["dog", "red dog", "okapi", "St. Ives", "gnu"]')
+    curate = ["data", "curate", "captioned.index", "--metadata", "metadata.json", "--cap", "4", "-o", "b.subset"]
+    assert main(curate) == 1 and "is no index" in capsys.readouterr().err
+    assert main(["data", "index", "captioned.tar", "-o", "captioned.index", "--workers", "1"]) == 0
+    capsys.readouterr()
+    assert main([*curate, "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "8 samples, of which 1 have no caption" in printed and "7 kept (100.00% of the captions)" in printed
+    assert ids_of("b.subset") == list(range(7))
+    assert "dog\t3\t3\nred dog\t3\t3\nokapi\t4\t4\nSt. Ives\t0\t0\n" in (web / "b.subset.entries.tsv").read_text()
+    assert main([*curate[:-4], "--cap", "4", "-o", "c.subset", "--ray-address", "auto"]) == 1
+    assert "--ray-address auto goes with --executor ray" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from webssl_fast.config.executor import ExecutorConfig
 from webssl_fast.config.fields import Config, NonNegativeInt, PositiveInt, Probability
 from webssl_fast.config.schema import ReadConfig
 
@@ -84,7 +85,7 @@ class FilterConfig(Config):
     data: FilterDataConfig = FilterDataConfig()
     judge: Annotated[JudgeConfig, Field(discriminator="name")] = OcrConfig()
     samples_per_part: PositiveInt = 512  # judged as one task, into a file: what a kill loses, and progress counts by
-    num_workers: PositiveInt = 1  # processes; 1: this one
+    executor: ExecutorConfig = ExecutorConfig()  # who judges
 
     @model_validator(mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from webssl_fast.config.evaluation import LinearProbeConfig as LinearProbeConfig
 from webssl_fast.config.evaluation import LogisticRegressionConfig as LogisticRegressionConfig
 from webssl_fast.config.evaluation import SegmentationConfig as SegmentationConfig
 from webssl_fast.config.evaluation import ZeroShotConfig as ZeroShotConfig
+from webssl_fast.config.executor import ExecutorConfig as ExecutorConfig
 from webssl_fast.config.fields import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 # ---------------------------------------------------------------- data

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import secrets
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -65,8 +66,8 @@ def write_columns(
     header      JSON values; its "kind" is what `map_columns` asks for
     unfinished  where the file lies, on the same disk, until it is whole; None: beside it
     """
-    # The process id: a worker that outlives a killed parent does not meet the worker of the next run.
-    unfinished = unfinished or path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    # Drawn: a worker that outlives a killed parent, or is given up by its cluster, does not meet the one after it.
+    unfinished = unfinished or path.with_name(f"{path.name}.{secrets.token_hex(4)}.unfinished")
     prefix, offsets, size = layout(header, {name: (c.dtype, c.length) for name, c in columns.items()})
     with open(unfinished, "wb") as file:
         file.write(prefix)

@@ -1,4 +1,4 @@
-"""The parts of an index that is being written: one file a shard, written by worker processes."""
+"""The parts of an index that is being written: one file a shard, written by whoever does the work (executors.py)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from webssl_fast.config.executor import ExecutorConfig
 from webssl_fast.data.column_file import Column, map_columns, write_columns
 from webssl_fast.data.executors import run_tasks
 from webssl_fast.data.index import Kind
@@ -58,13 +59,18 @@ class Part:
 
 
 def make_parts(
-    kind: Kind, files: Sequence[str], folder: Path, num_workers: int, skip_unreadable: bool, retries: Retries | None
+    kind: Kind,
+    files: Sequence[str],
+    folder: Path,
+    executor: ExecutorConfig,
+    skip_unreadable: bool,
+    retries: Retries | None,
 ) -> list[Part]:
     """The part of each file; those that are in the folder already are taken as they are.
 
     Raises UserError naming the files that cannot be read, once all others are done.
     """
-    paths = [folder / f"{number:08d}.part" for number in range(len(files))]
+    paths = [folder.absolute() / f"{number:08d}.part" for number in range(len(files))]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     if len(missing) < len(files):
         logger.info("%d of %d files are indexed already", len(files) - len(missing), len(files))
@@ -73,7 +79,7 @@ def make_parts(
     progress = tqdm(total=len(files), initial=len(files) - len(missing), desc="indexing", unit="file", disable=None)
     with progress:
         tasks = [(number, files[number], paths[number]) for number in missing]
-        for number, reason in run_tasks(make_work, tasks, num_workers=num_workers):
+        for number, reason in run_tasks(make_work, tasks, executor, folder):
             progress.update()
             if reason:
                 failed[number] = reason

@@ -25,8 +25,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from webssl_fast.config.executor import ExecutorConfig
 from webssl_fast.data.column_file import Column, map_columns, write_columns
 from webssl_fast.data.duplicates import write_duplicates
+from webssl_fast.data.executors import ONE_PROCESS
 from webssl_fast.data.index import Index, Kind, StringTable, no_images_in, numbered_classes, source_files
 from webssl_fast.data.index_parts import Part, make_parts
 from webssl_fast.data.owned_folder import noted, owned
@@ -74,7 +76,7 @@ def build_index(
     source: str,
     output: Path,
     *,
-    num_workers: int = 1,
+    executor: ExecutorConfig = ONE_PROCESS,
     find_duplicates: bool = False,
     skip_unreadable: bool = False,
     retries: Retries | None = None,
@@ -103,7 +105,7 @@ def build_index(
         if kind == "folder":
             contents = _folder_contents(source, listing, files[0])
         else:
-            parts = make_parts(kind, files, parts_dir, num_workers, skip_unreadable, retries)
+            parts = make_parts(kind, files, parts_dir, executor, skip_unreadable, retries)
             num_without_image = sum(part.num_without_image for part in parts)
             contents = _joined_contents(kind, source, listing, files, parts)
         write_columns(output, contents.header, contents.columns, unfinished=parts_dir / "index.unfinished")

@@ -9,6 +9,7 @@ Dimensions: B images.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +161,8 @@ def write_table(table: pyarrow.Table, path: Path) -> None:
     """Writes a Parquet file whole or not at all."""
     import pyarrow.parquet
 
-    # The process id: a worker that outlives a killed parent does not meet the worker of the next run.
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    # Drawn: a worker that outlives a killed parent, or is given up by its cluster, does not meet the one after it.
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.unfinished")
     with open(unfinished, "wb") as file:
         pyarrow.parquet.write_table(table, file, compression="zstd")
         file.flush()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,19 @@ def scan_parquet(files: list[str], storage: Storage | None = None) -> ParquetSca
 def open_anywhere(path: str, storage: Storage) -> pyarrow.parquet.ParquetFile:
     """A local or remote file. Raises UserError: pyarrow is missing, or the file is no Parquet."""
     return open_parquet(path, (lambda: storage.open(path)) if is_remote(path) else None)
+
+
+def read_texts(path: str, column: str, storage: Storage) -> Iterator[str | None]:
+    """The text of each row, in order; None where it has none. Raises UserError where the file cannot be read."""
+    import pyarrow
+
+    file = open_anywhere(path, storage)
+    try:
+        for batch in file.iter_batches(columns=[column]):
+            for cell in batch.column(0).to_pylist():
+                yield cell[0] if isinstance(cell, list) and cell else cell or None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path!r}, column {column!r} cannot be read: {error}") from error
 
 
 def _first(names: list[str], wanted: tuple[str, ...]) -> str | None:

@@ -113,7 +113,7 @@ def _indexed(config: FilterConfig, folder: Path) -> Path:
     report = build_index(
         config.data.source,
         folder / INDEX,
-        num_workers=config.num_workers,
+        executor=config.executor,
         retries=retries,
         output_setting="output_dir",
     )
@@ -175,7 +175,7 @@ def _judge(config: FilterConfig, kind: JudgeKind, source: JudgedSource, parts_di
     failed: dict[int, str] = {}
     progress = tqdm(total=len(source), initial=done.num_samples, desc="judging", unit="image", disable=None)
     with progress:
-        for outcome in run_tasks(make_work, missing, num_workers=config.num_workers):
+        for outcome in run_tasks(make_work, missing, config.executor, parts_dir):
             if outcome.counts is None:
                 failed[outcome.number] = outcome.reason
                 continue

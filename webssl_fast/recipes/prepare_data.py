@@ -1,4 +1,4 @@
-"""`webssl data`: index images, look into an index, make subsets of it."""
+"""`webssl data`: index images, look into an index, make subsets of it, by captions too."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from webssl_fast.config.executor import ExecutorConfig
 from webssl_fast.data.column_file import is_column_file
 from webssl_fast.data.contact_sheet import write_contact_sheet
+from webssl_fast.data.curation import curate as curate_index
 from webssl_fast.data.index import Index
 from webssl_fast.data.indexing import build_index
 from webssl_fast.data.subset import Subset, index_of, is_subset, of_ids, sampled, whole, write_subset
@@ -20,14 +22,14 @@ from webssl_fast.errors import Interrupted, UserError
 _CHUNK = 2**24  # sizes that are counted at once, to bound the memory
 
 
-def index(source: str, output: Path, num_workers: int, find_duplicates: bool, skip_unreadable: bool) -> None:
+def index(source: str, output: Path, executor: ExecutorConfig, find_duplicates: bool, skip_unreadable: bool) -> None:
     """Writes a saved index and prints what it holds. Raises UserError (see build_index), Interrupted after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         report = build_index(
             source,
             output,
-            num_workers=max(1, num_workers),
+            executor=executor,
             find_duplicates=find_duplicates,
             skip_unreadable=skip_unreadable,
         )
@@ -97,6 +99,20 @@ def subset(start: str, output: Path, index_path: str | None, operations: Sequenc
         raise UserError("nothing is left: no sample of the index meets all of this, so there is no subset to write")
     write_subset(output, kept, found)
     print(f"{output}: {len(kept):,} of {len(found):,} samples of {found.source} ({len(kept) / len(found):.2%})")
+
+
+def curate(index_path: str, metadata_path: Path, output: Path, executor: ExecutorConfig, cap: int, seed: int) -> None:
+    """Writes a balanced subset by captions and prints counts. Raises UserError (see curation.curate), Interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if not is_column_file(index_path):
+        raise UserError(f"{index_path!r} is no index: write one with `webssl data index SOURCE -o INDEX`")
+    if not metadata_path.is_file():
+        raise UserError(f"no metadata file {str(metadata_path)!r}: a text file with one entry a line, or a .json list")
+    try:
+        report = curate_index(Index.open(index_path), metadata_path, output, cap=cap, seed=seed, executor=executor)
+    except KeyboardInterrupt:
+        raise Interrupted("what is matched so far is kept; start the same command again to go on") from None
+    print(f"{output}: a subset of {index_path}, and {output}.entries.tsv\n{report.describe()}")
 
 
 def _number(text: str) -> float:
