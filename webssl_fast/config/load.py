@@ -6,13 +6,15 @@ import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.errors import ConfigError
+
+Root = TypeVar("Root", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,7 +31,12 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a config file: defaults of schema.py, under the file's `base:` (one, relative to it), under the file, under
+    """Reads the config file of a run; see `load_config_of`."""
+    return load_config_of(RunConfig, path, overrides)
+
+
+def load_config_of(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> Root:
+    """Reads a config file: defaults of `root`, under the file's `base:` (one, relative to it), under the file, under
     the overrides ("train.num_steps=100"; values are YAML).
 
     Raises ConfigError, which names the file, the key, what was got and what is allowed.
@@ -45,19 +52,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         tree = _merge(tree, _parse_override(override))
     try:
-        return RunConfig.model_validate(tree)
+        return root.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [_explain(item, root) for item in error.errors()]
         raise ConfigError(f"{path}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def save_config(config: RunConfig, path: Path) -> None:
+def save_config(config: BaseModel, path: Path) -> None:
     """Writes a config so that `load_config` of the file gives it back."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     path.write_text(text)
 
 
-def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+def changed_keys(old: BaseModel, new: BaseModel) -> list[str]:
     """Differences as lines "key: old -> new"."""
     old_flat, new_flat = (dict(_flatten(c.model_dump(mode="json"))) for c in (old, new))
     keys = list(old_flat) + [k for k in new_flat if k not in old_flat]
@@ -110,13 +117,13 @@ def _flatten(tree: dict, prefix: str = ""):
             yield prefix + key, value
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, root: type[BaseModel]) -> str:
     location, tags = _split_tags([str(part) for part in item["loc"]])
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
-        parent = _model_at(location[:-1], tags)
+        parent = _model_at(location[:-1], tags, root)
         known = list(parent.model_fields) if parent else []
-        everywhere = dict(_all_keys(RunConfig))
+        everywhere = dict(_all_keys(root))
         near = difflib.get_close_matches(location[-1], known, n=1)
         elsewhere = [k for k, name in everywhere.items() if name == location[-1]]
         if near:
@@ -140,8 +147,8 @@ def _split_tags(location: list[str]) -> tuple[list[str], dict[str, str]]:
     return location, {}
 
 
-def _model_at(location: list[str], tags: dict[str, str]) -> type[BaseModel] | None:
-    model: type[BaseModel] = RunConfig
+def _model_at(location: list[str], tags: dict[str, str], root: type[BaseModel]) -> type[BaseModel] | None:
+    model = root
     for part in location:
         field = model.model_fields.get(part)
         models = _models_of(field.annotation) if field else []
