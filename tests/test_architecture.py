@@ -35,6 +35,7 @@ LEVELS = {
     "models": 3,
     "ops": 2,
     "_C": 1,
+    "parquet_rows": 1,
     "config": 0,
     "records": 0,
     "schedules": 0,

@@ -10,11 +10,20 @@ logger = logging.getLogger(__name__)
 
 
 def check_complete(
-    section: str, split: str, found: str, num_found: int, num_expected: int, data_set: str, *, allow_subset: bool
+    section: str,
+    split: str,
+    found: str,
+    num_found: int,
+    num_expected: int,
+    data_set: str,
+    *,
+    allow_subset: bool,
+    setting: str = "source",
 ) -> bool:
     """Whether all samples are there.
 
-    section   of the config whose `source` and `allow_subset` are spoken of, e.g. "eval.depth"
+    section   of the config whose `allow_subset` is spoken of, e.g. "eval.depth"
+    setting   there, that says where the data are
     found     what is there, in words
     data_set  the set's name
 
@@ -24,8 +33,8 @@ def check_complete(
         return True
     if not allow_subset:
         raise UserError(
-            f"{section}.source: {found}, but the whole set has {num_expected:,} in {split}. Fetch or unpack it again, "
-            f"or set {section}.allow_subset=true; scores are then not {data_set}'s"
+            f"{section}.{setting}: {found}, but the whole set has {num_expected:,} in {split}. Fetch or unpack it "
+            f"again, or set {section}.allow_subset=true; scores are then not {data_set}'s"
         )
     logger.warning("%s on a subset: %d of %d in %s", section, num_found, num_expected, split)
     return False

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from webssl_fast.data.index import PARQUET_ROW, WHOLE_FILE, Location
-from webssl_fast.data.parquet import RowReader
 from webssl_fast.data.storage import MAX_OPEN_FILES, Retries, Storage, is_remote
+from webssl_fast.parquet_rows import RowReader
 
 MAX_REMOTE_READS = 32
 _MAX_GAP = 64 * 1024  # bytes between two samples that are read and thrown away rather than asked for apart
