@@ -13,6 +13,14 @@ from pydantic import Field, model_validator
 
 from webssl_fast.config.fields import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from webssl_fast.config.schema import DecodeConfig, OptimConfig, TrainConfig
+from webssl_fast.config.vqa_benchmarks import VqaBenchmarksConfig
+
+
+def _refuse(config: Config, unused: dict[str, str]) -> None:
+    for name in unused:
+        if getattr(config, name) == type(config).model_fields[name].default:
+            continue
+        raise ValueError(f"{name} has no meaning here" + (f"; set {unused[name]}" if unused[name] else ""))
 
 
 class LanguageModelConfig(Config):
@@ -115,11 +123,5 @@ class VqaConfig(Config):
     stage1: AdapterStageConfig = AdapterStageConfig()
     stage2: LanguageStageConfig = LanguageStageConfig()
     train: VqaTrainConfig = VqaTrainConfig()
+    benchmarks: VqaBenchmarksConfig = VqaBenchmarksConfig()
     answer_batch_size: PositiveInt = 16  # questions at once
-
-
-def _refuse(config: Config, unused: dict[str, str]) -> None:
-    for name in unused:
-        if getattr(config, name) == type(config).model_fields[name].default:
-            continue
-        raise ValueError(f"{name} has no meaning here" + (f"; set {unused[name]}" if unused[name] else ""))

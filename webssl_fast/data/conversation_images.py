@@ -1,6 +1,7 @@
 """Bytes of images by the names that conversations give them: in a folder, or in shards by key.
 
-In shards an image "coco/train2017/0.jpg" is the sample whose key is "coco/train2017/0". The keys are read from the shards' headers once and kept, hashed and sorted, in a mapped file.
+In shards an image "coco/train2017/0.jpg" is the sample whose key is "coco/train2017/0". The keys are read from the
+shards' headers once and kept, hashed and sorted, in a mapped file.
 
 Dimensions: S samples.
 """

@@ -2,8 +2,8 @@
 
 An epoch is so many whole steps as there are; what is left over is other records in every epoch. Its records come in the
 order of a keyed permutation, in which BLOCK_STEPS steps at a time are sorted by kind (with an image or without) and by
-length, cut into batches, and the batches shuffled. Within a batch the short come first, so that the passes of a step, and
-the ranks of a pass, have work of like length.
+length, cut into batches, and the batches shuffled. Within a batch the short come first, so that the ranks of a pass
+have work of like length.
 
 Dimensions: B positions, S records, G global batch.
 """

@@ -178,7 +178,7 @@ def _write_index(path: str, index: Path) -> None:
     if not offsets:
         raise UserError(f"{path} holds no records; expected a conversation in JSON on each line")
     table = StringTable.from_list(names)
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "offsets": np.array(offsets, np.int64),
         "sizes": np.array(sizes, np.uint32),
         "lengths": np.array(lengths, np.uint32),

@@ -26,8 +26,7 @@ from webssl_fast.records import Batch, CropRecipe
 
 class VisionLanguage(nn.Module):
     """The Method protocol. Its weights are the adapter and the language model; a frozen encoder stays whole on every
-    rank, outside of what is sharded and saved, and checkpoints hold what is trained alone.
-    """
+    rank, outside of what is sharded and saved, and checkpoints hold what is trained alone."""
 
     name = "vision_language"
     wants_captions = False
@@ -47,7 +46,6 @@ class VisionLanguage(nn.Module):
         super().__init__()
         self._encoder = (encoder,)  # in a tuple, so that it is no submodule
         self.adapter, self.language, self._fill = adapter, language, fill
-        self.register_state_dict_post_hook(_leave_out_frozen)
 
     # ------------------------------------------------------------ what the engine asks
 
@@ -120,9 +118,3 @@ def _mean_over_ranks(value: Tensor) -> Tensor:
     total = value.clone()
     dist.all_reduce(total)
     return total / world_size
-
-
-def _leave_out_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict) -> None:
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            state.pop(prefix + name, None)

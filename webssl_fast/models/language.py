@@ -60,7 +60,7 @@ class LanguageEncoder:
 def load_language_encoder(
     source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, max_tokens: int = 2048
 ) -> LanguageEncoder:
-    """A language model from a folder, a hub id, or a `.gguf` file, with its tokenizer. ConfigError as `reading` says."""
+    """A language model from a folder, a hub id, or a `.gguf` file, with its tokenizer. Raises as `reading`."""
     place = LanguageSource.of(source)
     with reading(source) as transformers:
         model = transformers.AutoModel.from_pretrained(place.folder, dtype=dtype, **place.weights)

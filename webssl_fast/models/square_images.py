@@ -1,5 +1,5 @@
-"""Whole images as squares of an encoder's native size: padded with its mean colour, then resized (as LLaVA and Cambrian-1
-do it), so that nothing at the edges is lost and nothing is squeezed.
+"""Whole images as squares of an encoder's native size: padded with its mean colour, then resized (as LLaVA and
+Cambrian-1 do it), so that nothing at the edges is lost and nothing is squeezed.
 
 Dimensions: H rows, W columns, S side in pixels.
 """

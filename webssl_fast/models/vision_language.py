@@ -78,6 +78,7 @@ class LanguageSide(nn.Module):
     def __init__(self, llm: PreTrainedModel):
         super().__init__()
         self.llm: Any = llm
+        self.register_state_dict_post_hook(_leave_out_frozen)  # a checkpoint holds what is trained
 
     @property
     def width(self) -> int:
@@ -93,8 +94,8 @@ class LanguageSide(nn.Module):
 
         token_ids_BT  int64, IMAGE_ID where image tokens stand; padding, whatever it is, comes last, and no token sees
                       what comes after it
-        image_IMD     of the images that there are, in their order; those left over have no effect, and at least one must
-                      be there, so that every rank runs the same modules
+        image_IMD     of the images that there are, in their order; those left over have no effect, and at least one is
+                      there, so that every rank runs the same modules
         """
         x_BTD = self.embed(token_ids_BT, image_IMD)
         return self.llm(inputs_embeds=x_BTD, use_cache=False, logits_to_keep=columns_C).logits
@@ -102,6 +103,14 @@ class LanguageSide(nn.Module):
     def embed(self, token_ids_BT: Tensor, image_IMD: Tensor) -> Tensor:
         x_BTD = self.llm.get_input_embeddings()(token_ids_BT.clamp(min=0))
         return x_BTD.masked_scatter((token_ids_BT == IMAGE_ID)[..., None], image_IMD.to(x_BTD.dtype))
+
+
+def _leave_out_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
+    """Tied weights stay under one name, since safetensors holds a tensor once."""
+    kept = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for name, _ in module.named_parameters(remove_duplicate=False):
+        if name not in kept:
+            state.pop(prefix + name, None)
 
 
 def resize_tokens(tokens_IND: Tensor, num_tokens: int) -> Tensor:
@@ -128,6 +137,8 @@ def image_tokens(encoder: Encoder, images_I3SS: Tensor, num_tokens: int) -> Tens
 class VisionLanguageModel(nn.Module):
     """The whole, to be asked. The encoder is frozen and not among the module's weights."""
 
+    autocast = False  # to bf16, as a training with train.precision=bf16 computes
+
     def __init__(self, encoder: Encoder, adapter: Adapter, llm: PreTrainedModel, chat: ChatFormat):
         super().__init__()
         self._encoder = (encoder,)  # in a tuple, so that it is no submodule
@@ -146,35 +157,39 @@ class VisionLanguageModel(nn.Module):
     @torch.inference_mode()
     def _answer(self, questions: Sequence[AskedQuestion], max_new_tokens: int) -> list[str]:
         device = self.adapter.up.weight.device
-        opened = [question.image() for question in questions if question.image is not None]
-        images_I3SS = torch.stack([square_image(image, self.encoder) for image in opened]) if opened else None
         prompts = [self._prompt_ids(question) for question in questions]
         T = max(map(len, prompts))
         ids_BT, mask_BT = np.zeros((len(prompts), T), np.int64), np.zeros((len(prompts), T), np.int64)
         for row, prompt in enumerate(prompts):  # padding on the left, so that all go on at the same place
             ids_BT[row, T - len(prompt) :], mask_BT[row, T - len(prompt) :] = prompt, 1
-        if images_I3SS is None:
-            tokens_IMD = torch.zeros(1, self.adapter.side**2, self.encoder.width, device=device)
-        else:
-            tokens_IMD = image_tokens(self.encoder, images_I3SS.to(device), self.adapter.side**2)
-        image_IMD = self.adapter(tokens_IMD.to(self.adapter.up.weight.dtype))
-        mask = torch.from_numpy(mask_BT).to(device)
-        stop_ids = self.chat.stop_ids
-        own = self.language.llm.generation_config.eos_token_id
-        stop_ids = sorted({*stop_ids, *(own if isinstance(own, list) else [] if own is None else [own])})
-        generated = self.language.llm.generate(
-            inputs_embeds=self.language.embed(torch.from_numpy(ids_BT).to(device), image_IMD),
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,  # of sampling, which models' own settings speak of and greedy search warns about
-            top_p=None,
-            top_k=None,
-            eos_token_id=stop_ids,
-            pad_token_id=stop_ids[0],
-        )
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            image_IMD = self.adapter(self._image_tokens(questions, device))
+            generated = self.language.llm.generate(
+                inputs_embeds=self.language.embed(torch.from_numpy(ids_BT).to(device), image_IMD),
+                attention_mask=torch.from_numpy(mask_BT).to(device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,  # of sampling, which models' own settings speak of and greedy search warns about
+                top_p=None,
+                top_k=None,
+                eos_token_id=self._stop_ids(),
+                pad_token_id=self.chat.end_of_turn_id,
+            )
         return [self.chat.decode(ids) for ids in generated.tolist()]
+
+    def _image_tokens(self, questions: Sequence[AskedQuestion], device: torch.device) -> Tensor:
+        num_tokens = self.adapter.side**2
+        opened = [question.image() for question in questions if question.image is not None]
+        if not opened:
+            return torch.zeros(1, num_tokens, self.encoder.width, device=device)
+        images_I3SS = torch.stack([square_image(image, self.encoder) for image in opened])
+        return image_tokens(self.encoder, images_I3SS.to(device), num_tokens)
+
+    def _stop_ids(self) -> list[int]:
+        """What ends an answer, by the chat template and by the model's own word."""
+        own = self.language.llm.generation_config.eos_token_id
+        return sorted({*self.chat.stop_ids, *(own if isinstance(own, list) else [] if own is None else [own])})
 
     def _prompt_ids(self, question: AskedQuestion) -> np.ndarray:
         text = question.prompt.replace(IMAGE, "")

@@ -1,0 +1,96 @@
+"""A VisionLanguageModel in a folder: config.json, adapter.safetensors, and language_model/ as transformers writes it,
+with its tokenizer. The encoder stays where it is, and another one is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from webssl_fast.errors import UserError
+from webssl_fast.models.chat import ChatFormat
+from webssl_fast.models.encoders import Encoder
+from webssl_fast.models.language import load_causal_model, load_tokenizer
+from webssl_fast.models.vision_language import Adapter, LanguageSide, VisionLanguageModel
+from webssl_fast.models.weight_files import read_json
+
+CONFIG, ADAPTER, LANGUAGE_MODEL = "config.json", "adapter.safetensors", "language_model"
+_KIND = "webssl vision-language model"
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """source: where it was loaded from; sha256: of what it computes."""
+
+    name: str
+    source: str
+    sha256: str
+
+
+def save_adapter(adapter: Adapter, path: Path) -> None:
+    """Written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}, partial)
+    os.replace(partial, path)
+
+
+def read_adapter(path: Path) -> dict[str, torch.Tensor]:
+    """Raises UserError."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no intact adapter ({error}); remove it to train it again") from None
+
+
+def save_vision_language(model: VisionLanguageModel, folder: Path, identity: EncoderIdentity) -> None:
+    """Writes the folder, which must not exist, whole or not at all."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    adapter = model.adapter
+    save_adapter(adapter, unfinished / ADAPTER)
+    model.language.llm.save_pretrained(unfinished / LANGUAGE_MODEL)
+    model.chat.tokenizer.save_pretrained(unfinished / LANGUAGE_MODEL)
+    content = {
+        "kind": _KIND,
+        "encoder": {"name": identity.name, "source": identity.source, "sha256": identity.sha256},
+        "num_image_tokens": adapter.side**2,
+        "image_newline": adapter.newline is not None,
+        "system_prompt": model.chat.system_prompt,
+    }
+    (unfinished / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, folder)
+
+
+def load_vision_language(
+    folder: Path, encoder: Encoder, sha256: str, device: torch.device | str = "cpu"
+) -> VisionLanguageModel:
+    """The model in eval mode on `device`, its language model in the dtype of its files.
+
+    sha256  of `encoder`
+    Raises UserError where the folder holds no such model, or one that was trained with another encoder.
+    """
+    content = read_json(folder / CONFIG)
+    if content.get("kind") != _KIND:
+        raise UserError(f"{folder / CONFIG} is of no {_KIND}; expected a folder that `webssl vqa` wrote")
+    known = content["encoder"]
+    if known["sha256"] != sha256:
+        raise UserError(
+            f"{folder} was trained with the encoder {known['name']} ({known['source']}, sha256 "
+            f"{known['sha256'][:12]}...), and is now given {encoder.name} (sha256 {sha256[:12]}...), whose features it "
+            "does not know; name that encoder, or another output_dir for this one"
+        )
+    source = str(folder / LANGUAGE_MODEL)
+    llm = load_causal_model(source)
+    adapter = Adapter(encoder.width, LanguageSide(llm).width, content["num_image_tokens"], content["image_newline"])
+    adapter.load_state_dict(read_adapter(folder / ADAPTER))
+    chat = ChatFormat(load_tokenizer(source), system_prompt=content["system_prompt"])
+    model = VisionLanguageModel(encoder, adapter, llm, chat)
+    return model.to(device).eval().requires_grad_(False)
