@@ -15,8 +15,11 @@ TEMPLATE = (
 )
 
 
-def write_tiny_language_model(folder: Path, *, template: str | None = TEMPLATE, tied: bool = True) -> Path:
-    """Bytes are its vocabulary, two layers of width 32 its network."""
+def write_tiny_language_model(
+    folder: Path, *, template: str | None = TEMPLATE, tied: bool = True, std: float = 0.02
+) -> Path:
+    """Bytes are its vocabulary, two layers of width 32 its network. std: of its untrained weights; with large ones and
+    untied, it says different things in different places."""
     letters = [chr(byte) for byte in range(32, 127)] + ["\n"]
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, "<unk>", *letters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -41,6 +44,7 @@ def write_tiny_language_model(folder: Path, *, template: str | None = TEMPLATE, 
         num_key_value_heads=1,
         max_position_embeddings=512,
         tie_word_embeddings=tied,
+        initializer_range=std,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

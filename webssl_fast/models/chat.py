@@ -75,7 +75,7 @@ class ChatFormat:
         """
         self.tokenizer: Any = tokenizer
         self.system_prompt = system_prompt
-        self.tokenizer.chat_template = _template(tokenizer, template)  # and so it is saved with the tokenizer
+        self.template = _template(tokenizer, template)
         probe = self.encode([Turn("user", "a"), Turn("assistant", "b")])
         self.end_of_turn_id = int(probe.token_ids[probe.is_target][-1])
         eos = tokenizer.eos_token_id
@@ -130,7 +130,7 @@ class ChatFormat:
 
         try:
             return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation
+                messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation
             )
         except TemplateError as error:
             raise ValueError(f"the chat template does not take this conversation: {error}") from error

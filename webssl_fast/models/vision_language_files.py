@@ -57,6 +57,7 @@ def save_vision_language(model: VisionLanguageModel, folder: Path, identity: Enc
     adapter = model.adapter
     save_adapter(adapter, unfinished / ADAPTER)
     model.language.llm.save_pretrained(unfinished / LANGUAGE_MODEL)
+    model.chat.tokenizer.chat_template = model.chat.template  # with which it was trained
     model.chat.tokenizer.save_pretrained(unfinished / LANGUAGE_MODEL)
     content = {
         "kind": _KIND,
