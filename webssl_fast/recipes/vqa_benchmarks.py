@@ -22,7 +22,7 @@ from webssl_fast.vqa_categories import BENCHMARKS, average, category_means
 
 logger = logging.getLogger(__name__)
 
-SECTION = "vqa.benchmarks"  # of the config, as messages name it
+SECTION = "benchmarks"  # of the config, as messages name it
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,23 @@ def run_benchmarks(
     Raises UserError: data are missing, not whole or not in their layout; a file of answers is damaged or another
     model's.
     """
-    wanted = _wanted(config)
-    folders = _find_all(wanted, config)
-    loaded = [_load(each, folder, config) for each, folder in zip(wanted, folders, strict=True)]
+    loaded = _load_all(config)
     judged = []
-    for benchmark, questions in zip(wanted, loaded, strict=True):
+    while loaded:
+        benchmark, questions = loaded.pop(0)  # so that its images do not stay in memory
         header = Header(benchmark.name, benchmark.split, model_identity, data_identity(questions), len(questions))
         with AnswerFile(_path(output_dir, benchmark.name), header, questions) as file:
             asked = questions[: config.limit]
             _answer(answerer, asked, file, benchmark.name)
             answers = [file.answered[each.id] for each in asked]
-        judged.append(_judge(benchmark, answers, output_dir))
+        judged.append(_judge(benchmark, answers, output_dir, config))
     return _result(judged, config)
+
+
+def check_data(config: VqaBenchmarksConfig) -> None:
+    """Finds and reads the data of all wanted benchmarks, for whoever trains before asking. Raises UserError for what is
+    missing, not whole or not in its layout."""
+    _load_all(config)
 
 
 def score_benchmarks(config: VqaBenchmarksConfig, output_dir: Path) -> EvalResult:
@@ -82,7 +87,7 @@ def score_benchmarks(config: VqaBenchmarksConfig, output_dir: Path) -> EvalResul
                 f"--score-only to have the others answered, or set {SECTION}.limit={len(answers)}"
             )
         _check_complete(benchmark, str(path), header.num_questions, config)
-        judged.append(_judge(benchmark, answers[:num_expected], output_dir))
+        judged.append(_judge(benchmark, answers[:num_expected], output_dir, config))
     if len(models) > 1:
         of = "; ".join(f"{path.name} is of {model}" for model, path in models.items())
         raise UserError(f"{output_dir} holds answers of {len(models)} models: {of}. Keep each model's in a folder")
@@ -105,8 +110,9 @@ def _find_all(wanted: Sequence[Benchmark], config: VqaBenchmarksConfig) -> list[
     if missing:
         fewer = f", or run those that are there with {SECTION}.names=[{','.join(found)}]" if found else ""
         raise UserError(
-            f"no data for {len(missing)} of {len(wanted)} benchmarks:\n{''.join(missing)}Then set {SECTION}.root to the "
-            f"folder above theirs (or {SECTION}.paths.<benchmark> to one); or set {SECTION}.download=true{fewer}"
+            f"no data for {len(missing)} of {len(wanted)} benchmarks:\n{''.join(missing)}"
+            f"Then set {SECTION}.root to the folder above theirs (or {SECTION}.paths.<benchmark> to one); or set "
+            f"{SECTION}.download=true{fewer}"
         )
     return list(found.values())
 
@@ -122,12 +128,19 @@ def _path(output_dir: Path, name: str) -> Path:
     return output_dir / "eval" / "vqa" / f"{name}.jsonl"
 
 
+def _load_all(config: VqaBenchmarksConfig) -> list[tuple[Benchmark, Sequence[Question]]]:
+    wanted = _wanted(config)
+    folders = _find_all(wanted, config)
+    return [(each, _load(each, folder, config)) for each, folder in zip(wanted, folders, strict=True)]
+
+
 def _load(benchmark: Benchmark, folder: Path, config: VqaBenchmarksConfig) -> Sequence[Question]:
     questions = benchmark.load(folder)
     if not questions:
         raise UserError(f"{benchmark.name}: there is no question in {folder}")
     check_ids(questions, f"{benchmark.name}, {folder}")
     _check_complete(benchmark, str(folder), len(questions), config)
+    logger.info("%s: %d questions in %s", benchmark.name, len(questions), folder)
     return questions
 
 
@@ -167,20 +180,27 @@ def _in_step(questions: Sequence[Question], answerer: Answerer, name: str) -> It
         raise ValueError(f"{name}: the answerer gave more answers than the {len(questions)} questions it was asked")
 
 
-def _judge(benchmark: Benchmark, answers: Sequence[Answered], output_dir: Path) -> _Judged:
+def _judge(benchmark: Benchmark, answers: Sequence[Answered], output_dir: Path, config: VqaBenchmarksConfig) -> _Judged:
+    path = _path(output_dir, benchmark.name)
     if not answers:
-        raise UserError(f"{benchmark.name}: there is no answer to score")
-    scores = benchmark.score(answers)
-    if benchmark.name == "docvqa" and not scores:
-        path = _path(output_dir, "docvqa_submission").with_suffix(".json")
-        path.write_text(json.dumps(docvqa_submission(answers)))
-        logger.warning(
-            "docvqa: its test split is judged by rrc.cvc.uab.es alone: submit %s there, and set "
-            "%s.docvqa_test_score to what it reports",
-            path,
-            SECTION,
-        )
-    else:
+        raise UserError(f"{path} has no answer to score")
+    try:
+        scores = benchmark.score(answers)
+    except (KeyError, TypeError, AttributeError) as error:  # scorers take any answer, but no other truths
+        raise UserError(f"{path} has truths that are not {benchmark.name}'s ({error!r}); remove it") from error
+    if benchmark.name == "docvqa" and config.docvqa_split == "test":
+        submission = path.with_name("docvqa_submission.json")
+        submission.write_text(json.dumps(docvqa_submission(answers)))
+        if config.docvqa_test_score is not None:
+            scores = {"docvqa": config.docvqa_test_score}
+        else:
+            logger.warning(
+                "docvqa: rrc.cvc.uab.es alone judges its test split. Submit %s there, set %s.docvqa_test_score to what "
+                "it reports, and score again",
+                submission,
+                SECTION,
+            )
+    if benchmark.name in scores:
         logger.info("%s: %.2f over %d questions", benchmark.name, scores[benchmark.name], len(answers))
     return _Judged(benchmark, scores, len(answers))
 
@@ -188,8 +208,6 @@ def _judge(benchmark: Benchmark, answers: Sequence[Answered], output_dir: Path) 
 def _result(judged: Sequence[_Judged], config: VqaBenchmarksConfig) -> EvalResult:
     """Scores: the average and the categories whose benchmarks are all there, the benchmarks, then their details."""
     scores = {key: value for each in judged for key, value in each.scores.items()}
-    if config.docvqa_test_score is not None:
-        scores["docvqa"] = config.docvqa_test_score
     if "mme" in scores:
         scores["mme"] = scores[f"mme_{config.mme_in_average}"]
     benchmarks = {name: scores[name] for name in BENCHMARKS if name in scores}

@@ -77,7 +77,7 @@ def _snapshot(data: HubFiles, *, online: bool) -> Path | None:
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         if online:
-            raise UserError("to download data, install huggingface_hub: pip install 'webssl_fast[hf]'") from error
+            raise UserError("to download data, install huggingface_hub: pip install 'webssl_fast[vqa]'") from error
         return None
     try:
         folder = Path(

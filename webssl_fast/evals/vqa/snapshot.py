@@ -66,9 +66,10 @@ def find_files(folder: Path, published: Sequence[HubFiles]) -> list[list[Path]]:
         if all(found):
             return found
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    named = ", ".join(there[:MAX_NAMED_FILES]) + (f" and {len(there) - MAX_NAMED_FILES} more" * (len(there) > 8))
+    named = ", ".join(there[:MAX_NAMED_FILES]) or "no file"
+    more = f" and {len(there) - MAX_NAMED_FILES} more" if len(there) > MAX_NAMED_FILES else ""
     expected = "; or ".join(f"{', '.join(data.patterns)} as in {data.hub_id}" for data in published)
-    raise UserError(f"{folder} holds {named or 'no file'}; expected are {expected}")
+    raise UserError(f"{folder} holds {named}{more}; expected are {expected}")
 
 
 def read_rows(files: Sequence[Path], columns: Sequence[str], image_column: str | None = None) -> list[Row]:
@@ -80,7 +81,7 @@ def read_rows(files: Sequence[Path], columns: Sequence[str], image_column: str |
     Raises UserError, which names the file, its columns and those expected.
     """
     rows: list[Row] = []
-    reader = RowReader()
+    reader = RowReader(max_open=2)  # row groups of documents can be large
     for path in files:
         file = open_parquet(str(path))
         wanted = [*columns, *([image_column] if image_column else [])]
