@@ -85,6 +85,7 @@ What is done is not done again: start the same command again after a kill. Under
 docs/vqa.md says what data to fetch, and where they must lie.""",
     )
     _config_arguments(vqa)
+    vqa.add_argument("--score-only", action="store_true", help="score the answers that are there again")
 
     convert = _command(
         commands,
@@ -199,7 +200,7 @@ def _run(args: argparse.Namespace) -> None:
     elif args.command == "vqa":
         from webssl_fast.recipes.vqa import vqa
 
-        vqa(args.config, args.overrides)
+        vqa(args.config, args.overrides, args.score_only)
     elif args.command == "convert":
         from webssl_fast.recipes.convert import convert
 

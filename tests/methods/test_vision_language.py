@@ -1,13 +1,17 @@
-"""The loss of the vision-language training: a mean over all that the assistant says in a step, however it is shared out;
-and what is trained, and saved, in each stage."""
+"""The loss of the vision-language training: a mean over all that the assistant says in a step, however that is shared
+out; and what is trained, and saved, in each stage."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tests.engine.rank_processes import run_ranks
 from tests.tiny_language import write_tiny_language_model
@@ -60,7 +64,7 @@ def samples() -> list[Sample]:
     torch.manual_seed(0)
     found = []
     for i, (asked, said) in enumerate([(3, 1), (5, 4), (2, 2), (6, 3), (1, 5), (4, 1), (3, 3), (2, 4)]):
-        image = [IMAGE_ID] * 4 if i % 4 != 3 else []
+        image = [IMAGE_ID] * 4 if i < 5 else []
         ids = torch.tensor([1, *image, *torch.randint(7, 90, (asked + said,)).tolist()])
         target = torch.zeros(len(ids), dtype=torch.bool)
         target[-said:] = True
@@ -82,7 +86,8 @@ def batches(num_passes: int, rank: int = 0, world_size: int = 1) -> list[Batch]:
     ]
 
 
-def gradients(method: VisionLanguage, passes: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(method: VisionLanguage, passes: list[Batch]) -> tuple[float, dict[str, np.ndarray]]:
+    """Of the mean loss of some passes. (Arrays: a tensor does not outlive the process that sends it.)"""
     total = 0.0
     for batch in passes:
         loss, _ = method.training_step(batch, 0)
@@ -91,7 +96,8 @@ def gradients(method: VisionLanguage, passes: list[Batch]) -> tuple[float, dict[
     whole = {}
     for name, p in method.named_parameters():
         if p.grad is not None:
-            whole[name] = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+            grad = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+            whole[name] = grad.numpy()
     return total, whole
 
 
@@ -108,7 +114,7 @@ def test_the_loss_is_a_mean_over_all_that_is_said(llm_folder):
             x[ids == IMAGE_ID] = adapter(sample.image.double()[None])[0]
         log_p = llm(inputs_embeds=x[None]).logits[0].log_softmax(-1)
         log_likelihoods += [log_p[t - 1, ids[t]] for t in range(len(ids)) if sample.chat.is_target[t]]
-    assert loss == pytest.approx(-float(torch.stack(log_likelihoods).mean()), rel=1e-6)
+    assert loss == pytest.approx(-float(torch.stack(log_likelihoods).mean().detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("num_passes", [2, 4, 8])
@@ -118,26 +124,32 @@ def test_accumulation_changes_nothing(llm_folder, num_passes):
     assert parted_loss == pytest.approx(loss, rel=1e-6)
     assert grads.keys() == parted.keys()
     for name, grad in grads.items():
-        torch.testing.assert_close(parted[name], grad, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(parted[name], grad, rtol=1e-4, atol=1e-6)
 
 
-def _of_a_rank(ranks: Distributed, folder: Path, settings: dict) -> tuple[float, dict]:
-    method = make_method(folder, ranks=ranks, **settings)
-    return gradients(method, batches(2, ranks.rank, ranks.world_size))
+SETTINGS: dict[str, dict[str, Any]] = {
+    "stage 1": {"trained": False},
+    "stage 2": {"trained": True, "activation_checkpointing": "full"},
+    "low rank": {"trained": False, "lora": True},
+}
 
 
-@pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": "full"}, {"trained": False}, {"lora": True}])
-def test_ranks_change_nothing(llm_folder, settings):
-    """One of the passes of one of the ranks has no image at all."""
-    settings = {"trained": not settings.get("lora", False), **settings}
-    if settings.get("lora"):
-        pytest.importorskip("peft")
-    loss, grads = gradients(make_method(llm_folder, **settings), batches(1))
-    of_ranks = run_ranks(2, _of_a_rank, llm_folder, settings)
-    assert sum(loss for loss, _ in of_ranks) / 2 == pytest.approx(loss, rel=1e-5)
-    assert grads.keys() == of_ranks[0][1].keys()
-    for name, grad in grads.items():
-        torch.testing.assert_close(of_ranks[0][1][name], grad, rtol=1e-4, atol=1e-6)
+def _of_a_rank(ranks: Distributed, folder: Path, names: list[str]) -> dict[str, tuple[float, dict]]:
+    own = batches(2, ranks.rank, ranks.world_size)
+    return {name: gradients(make_method(folder, ranks=ranks, **SETTINGS[name]), own) for name in names}
+
+
+def test_ranks_change_nothing(llm_folder):
+    """Not all passes of all ranks have an image. The language model's weights are tied."""
+    names = [name for name in SETTINGS if name != "low rank" or find_spec("peft")]
+    of_ranks = run_ranks(2, _of_a_rank, llm_folder, names)
+    for name in names:
+        loss, grads = gradients(make_method(llm_folder, **SETTINGS[name]), batches(1))
+        assert sum(found[name][0] for found in of_ranks) / 2 == pytest.approx(loss, rel=1e-5)
+        found = of_ranks[0][name][1]
+        assert grads.keys() == found.keys()
+        for parameter, grad in grads.items():
+            np.testing.assert_allclose(found[parameter], grad, rtol=1e-4, atol=1e-6)
 
 
 def test_each_stage_trains_and_saves_its_own(llm_folder):

@@ -148,7 +148,7 @@ def test_an_image_changes_the_answer(encoder, tmp_path):
 
 def test_saved_and_loaded_it_answers_alike(encoder, tmp_path):
     model = make_model(encoder, tmp_path / "llm", newline=True)
-    save_vision_language(model, tmp_path / "model", EncoderIdentity("nano", "runs/nano", "abc"))
+    save_vision_language(model, tmp_path / "model", EncoderIdentity("nano", "runs/nano", "abc", 56))
     loaded = load_vision_language(tmp_path / "model", encoder, "abc")
     questions = [Asked("What?", lambda: photo(1)), Asked("Why?", lambda: photo(2))]
     assert list(loaded.answers(questions)) == list(model.answers(questions))
@@ -157,7 +157,9 @@ def test_saved_and_loaded_it_answers_alike(encoder, tmp_path):
 
 
 def test_rejects_another_encoder(encoder, tmp_path):
-    save_vision_language(make_model(encoder, tmp_path / "llm"), tmp_path / "m", EncoderIdentity("nano", "a/b", "abc"))
+    save_vision_language(
+        make_model(encoder, tmp_path / "llm"), tmp_path / "m", EncoderIdentity("nano", "a/b", "abc", 56)
+    )
     with pytest.raises(UserError, match=r"trained with the encoder nano \(a/b, sha256 abc.*does not know"):
         load_vision_language(tmp_path / "m", encoder, "def")
 

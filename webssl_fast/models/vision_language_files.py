@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ class EncoderIdentity:
     name: str
     source: str
     sha256: str
+    image_size_px: int
 
 
 def save_adapter(adapter: Adapter, path: Path) -> None:
@@ -49,6 +50,14 @@ def read_adapter(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is no intact adapter ({error}); remove it to train it again") from None
 
 
+def read_identity(folder: Path) -> EncoderIdentity:
+    """Of the encoder that a folder's model was trained with. Raises UserError where it holds no such model."""
+    content = read_json(folder / CONFIG)
+    if content.get("kind") != _KIND:
+        raise UserError(f"{folder / CONFIG} is of no {_KIND}; expected a folder that `webssl vqa` wrote")
+    return EncoderIdentity(**content["encoder"])
+
+
 def save_vision_language(model: VisionLanguageModel, folder: Path, identity: EncoderIdentity) -> None:
     """Writes the folder, which must not exist, whole or not at all."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -61,7 +70,7 @@ def save_vision_language(model: VisionLanguageModel, folder: Path, identity: Enc
     model.chat.tokenizer.save_pretrained(unfinished / LANGUAGE_MODEL)
     content = {
         "kind": _KIND,
-        "encoder": {"name": identity.name, "source": identity.source, "sha256": identity.sha256},
+        "encoder": asdict(identity),
         "num_image_tokens": adapter.side**2,
         "image_newline": adapter.newline is not None,
         "system_prompt": model.chat.system_prompt,
@@ -78,17 +87,14 @@ def load_vision_language(
     sha256  of `encoder`
     Raises UserError where the folder holds no such model, or one that was trained with another encoder.
     """
-    content = read_json(folder / CONFIG)
-    if content.get("kind") != _KIND:
-        raise UserError(f"{folder / CONFIG} is of no {_KIND}; expected a folder that `webssl vqa` wrote")
-    known = content["encoder"]
-    if known["sha256"] != sha256:
+    known = read_identity(folder)
+    if known.sha256 != sha256:
         raise UserError(
-            f"{folder} was trained with the encoder {known['name']} ({known['source']}, sha256 "
-            f"{known['sha256'][:12]}...), and is now given {encoder.name} (sha256 {sha256[:12]}...), whose features it "
-            "does not know; name that encoder, or another output_dir for this one"
+            f"{folder} was trained with the encoder {known.name} ({known.source}, sha256 {known.sha256[:12]}...), and "
+            f"is now given {encoder.name} (sha256 {sha256[:12]}...), whose features it does not know; name that "
+            "encoder, or another output_dir for this one"
         )
-    source = str(folder / LANGUAGE_MODEL)
+    content, source = read_json(folder / CONFIG), str(folder / LANGUAGE_MODEL)
     llm = load_causal_model(source)
     adapter = Adapter(encoder.width, LanguageSide(llm).width, content["num_image_tokens"], content["image_newline"])
     adapter.load_state_dict(read_adapter(folder / ADAPTER))

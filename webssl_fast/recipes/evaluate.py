@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import ConfigError, UserError
+from webssl_fast.evals.feature_cache import encoder_hash
 from webssl_fast.models.encoders import Encoder, compile_encoder
 from webssl_fast.recipes.encoder_source import is_own_training, load_encoder, untrained_twin
 from webssl_fast.recipes.evaluate_alignment import evaluate_alignment
@@ -61,6 +64,7 @@ def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str,
             raise UserError(f"there is no run at output_dir {config.output_dir}: train first, or set eval.checkpoint")
         source = config.eval.checkpoint or config.output_dir
         encoder = load_encoder(source, ranks.device)
+        assert isinstance(encoder, nn.Module)
         untrained = untrained_twin(encoder, config.seed) if is_own_training(source) else None
         if config.eval.compile_encoder:
             for each in (encoder, untrained):
@@ -77,8 +81,7 @@ def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str,
                 path = write_result(
                     result,
                     Path(config.output_dir),
-                    encoder=encoder,
-                    source=source,
+                    encoder={"name": encoder.name, "source": source, "sha256": encoder_hash(encoder)},
                     settings=getattr(config.eval, name).model_dump(mode="json"),
                     image_size_px=config.eval.image_size_px or encoder.image_size_px,
                     seed=config.seed,

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from webssl_fast.evals.feature_cache import encoder_hash
-from webssl_fast.models.encoders import Encoder
 from webssl_fast.records import EvalResult
 
 PRINTED_SCORES = 12  # of an evaluation; the others are in its file
@@ -22,8 +19,7 @@ def write_result(
     result: EvalResult,
     output_dir: Path,
     *,
-    encoder: Encoder,
-    source: str,
+    encoder: Mapping[str, str],
     settings: Mapping[str, Any],
     image_size_px: int,
     seed: int,
@@ -32,11 +28,14 @@ def write_result(
     seconds: float,
     untrained: EvalResult | None = None,
 ) -> Path:
-    """Writes `output_dir/eval/<name>.json`, whole or not at all, and returns it. settings: of the evaluation."""
-    assert isinstance(encoder, nn.Module)
+    """Writes `output_dir/eval/<name>.json`, whole or not at all, and returns it.
+
+    encoder   its name, the source that it was loaded from, and the sha256 of what it computes
+    settings  of the evaluation
+    """
     content = {
         "evaluation": result.name,
-        "encoder": {"name": encoder.name, "source": source, "sha256": encoder_hash(encoder)},
+        "encoder": dict(encoder),
         "scores": result.scores,
         **({} if untrained is None else {"untrained_scores": untrained.scores}),
         "data": dict(result.data),

@@ -45,6 +45,7 @@ from webssl_fast.models.vision_language_files import (
 
 logger = logging.getLogger(__name__)
 
+MODEL = "model"  # the folder in output_dir
 _HERE = Distributed(torch.device("cpu"))
 
 
@@ -73,7 +74,7 @@ def train_language(config: VqaConfig, frozen: Frozen, ranks: Distributed, first_
     """Stage 2: adapter and language model, from an adapter (None: an untrained one). Returns the folder of the whole
     model; where that is there already, nothing is done."""
     output_dir = Path(config.output_dir)
-    model_dir = output_dir / "model"
+    model_dir = output_dir / MODEL
     if not ranks.gather(model_dir.is_dir())[0]:
         folder = output_dir / "stage2"
         _train("stage2", config.stage2, config, frozen, ranks, folder, first_adapter)
