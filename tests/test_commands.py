@@ -15,13 +15,18 @@ import pytest
 from PIL import Image
 
 from webssl_fast.cli import build_parser
-from webssl_fast.config.load import load_config
+from webssl_fast.config.fields import Config
+from webssl_fast.config.load import load_config, load_config_of
+from webssl_fast.config.schema import RunConfig
+from webssl_fast.config.vqa import VqaConfig
 from webssl_fast.errors import ConfigError
 from webssl_fast.ops.evidence import kernel_ops
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+# What a config holds, where it is no run of pre-training: by its command, which its folder is named after.
+ROOTS: dict[str, type[Config]] = {"vqa": VqaConfig}
 PROGRAMS = ("webssl", "make", "python", "torchrun")
 
 
@@ -44,7 +49,7 @@ def check_webssl(arguments: list[str]) -> None:
         return
     parsed = build_parser().parse_args(arguments)
     if hasattr(parsed, "config"):
-        load_config(ROOT / parsed.config, parsed.overrides)
+        load_config_of(ROOTS.get(parsed.command, RunConfig), ROOT / parsed.config, parsed.overrides)
 
 
 def check_module(arguments: list[str]) -> None:
@@ -88,7 +93,7 @@ def bases() -> set[Path]:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_config_loads_and_opens_with_its_command(config: Path):
-    load_config(config)
+    load_config_of(ROOTS.get(config.parent.name, RunConfig), config)
     name = config.relative_to(ROOT).as_posix()
     assert config in bases() or any(name in command for command in commands_of(config)), (
         f"{name} must open with the command that runs it"

@@ -117,7 +117,8 @@ def test_it_sees(tmp_path: Path):
     model.adapter.initialize(0, "adapter")
     untrained = right_by_kind(model, unseen)
     print(
-        f"stage 2: loss {losses[0]:.2f} to {sum(losses[-3:]) / 3:.2f}; {time.process_time() - started:.0f} core-s in all"
+        f"stage 2: loss {losses[0]:.2f} to {sum(losses[-3:]) / 3:.2f}; "
+        f"{time.process_time() - started:.0f} s of processor time"
     )
     for kind in trained:
         print(

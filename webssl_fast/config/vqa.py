@@ -60,6 +60,12 @@ class ConversationsConfig(Config):
     max_bad_share: Probability = 0.05  # a larger share of unusable records stops the run ...
     min_seen_before_stop: NonNegativeInt = 200  # ... once so many records were seen
 
+    @model_validator(mode="after")
+    def _decodes_on_the_host(self):
+        if self.decode.device == "gpu":
+            raise ValueError("decode.device must be cpu here: whole images are padded and resized on the host")
+        return self
+
 
 class LoraConfig(Config):
     """Low-rank updates of the language model's linear layers (arXiv 2106.09685), through peft: for small GPUs. They are

@@ -11,6 +11,7 @@ Dimensions: S records (lines that are not blank).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from array import array
@@ -132,6 +133,12 @@ class ConversationIndex:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def image_names_sha256(self) -> str:
+        """Over the names of all records' images, in order."""
+        digest = hashlib.sha256(self.image_names.data)
+        digest.update(self.image_names.starts)
+        return digest.hexdigest()
 
     @property
     def has_image(self) -> np.ndarray:

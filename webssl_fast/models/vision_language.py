@@ -77,7 +77,7 @@ class LanguageSide(nn.Module):
 
     def __init__(self, llm: PreTrainedModel):
         super().__init__()
-        self.llm: Any = llm
+        self.llm: Any = llm.eval()  # drops nothing at random: a step is a function of its batch
         self.register_state_dict_post_hook(_leave_out_frozen)  # a checkpoint holds what is trained
 
     @property
@@ -85,9 +85,8 @@ class LanguageSide(nn.Module):
         return self.llm.get_input_embeddings().embedding_dim
 
     def decoder_layers(self) -> nn.ModuleList:
-        """The repeated blocks: the longest list of modules."""
-        lists = [module for module in self.llm.modules() if isinstance(module, nn.ModuleList)]
-        return max(lists, key=len)
+        """The repeated blocks: the outermost list of modules."""
+        return next(module for module in self.llm.modules() if isinstance(module, nn.ModuleList))
 
     def forward(self, token_ids_BT: Tensor, image_IMD: Tensor, columns_C: Tensor) -> Tensor:
         """Logits [B, C, vocabulary] of what follows the tokens in `columns_C`.

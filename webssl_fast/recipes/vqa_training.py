@@ -309,7 +309,7 @@ def _computed_image_tokens(
     num_tokens = config.adapter.num_image_tokens
     identity = {
         "encoder": frozen.identity.sha256,
-        "conversations": [Path(data.conversations).name, len(source.index)],
+        "images": [str(Path(data.images).expanduser().resolve()), source.index.image_names_sha256()],
         "num_image_tokens": num_tokens,
         "decode": data.decode.model_dump(mode="json"),
         "precision": config.train.precision,
