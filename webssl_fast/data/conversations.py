@@ -136,8 +136,8 @@ class ConversationIndex:
 
     def image_names_sha256(self) -> str:
         """Over the names of all records' images, in order."""
-        digest = hashlib.sha256(self.image_names.data)
-        digest.update(self.image_names.starts)
+        digest = hashlib.sha256(self.image_names.data.tobytes())
+        digest.update(self.image_names.starts.tobytes())
         return digest.hexdigest()
 
     @property

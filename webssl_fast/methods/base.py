@@ -42,8 +42,8 @@ class Method(Protocol):
     balanced_over_pass: str | None
 
     def crop_recipes(self) -> list[CropRecipe]:
-        """The crops of one image, equal sizes next to each other: a group of `Batch.crops` each. None, where a loader of
-        its own brings what it trains on in `Batch.host`."""
+        """The crops of one image, equal sizes next to each other: a group of `Batch.crops` each. None, where a
+        loader of its own brings what it trains on in `Batch.host`."""
         ...
 
     def trained_modules(self) -> dict[str, nn.Module]:
