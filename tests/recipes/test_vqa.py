@@ -151,7 +151,12 @@ def test_rejects_another_encoder(sources, done, tmp_path, capsys):
     )
     assert run(sources, done, f"encoder={tmp_path / 'other'}") == 1
     assert "was trained with the encoder encoder/step_00000004" in capsys.readouterr().err
-    assert run(sources, done, "encoder=" + str(sources / "encoder")) == 0
+    shutil.copytree(done, tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "model")
+    assert run(sources, tmp_path / "half", f"encoder={tmp_path / 'other'}") == 1
+    assert "stage1/adapter.safetensors was trained with the encoder" in capsys.readouterr().err
+    assert run(sources, tmp_path / "half", "adapter.image_newline=false") == 1
+    assert "'newline': (32,)" in capsys.readouterr().err, "the shape that it has, beside the one that is asked for"
 
 
 def test_rejects_a_language_model_without_a_template(sources, tmp_path, capsys):

@@ -8,10 +8,11 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from webssl_fast.errors import UserError
 from webssl_fast.models.chat import ChatFormat
@@ -34,28 +35,47 @@ class EncoderIdentity:
     image_size_px: int
 
 
-def save_adapter(adapter: Adapter, path: Path) -> None:
+def save_adapter(adapter: Adapter, path: Path, identity: EncoderIdentity) -> None:
     """Written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}, partial)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
+    save_file(tensors, partial, {name: str(value) for name, value in asdict(identity).items()})
     os.replace(partial, path)
 
 
-def read_adapter(path: Path) -> dict[str, torch.Tensor]:
-    """Raises UserError."""
+def read_adapter(path: Path, like: Adapter, encoder: Encoder, sha256: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file for an adapter of the shape of `like`, on an encoder with this hash.
+
+    Raises UserError where the file is damaged, of another shape, or of another encoder.
+    """
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            known, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no intact adapter ({error}); remove it to train it again") from None
+    if known.get("sha256") != sha256:
+        raise UserError(
+            f"{path} was trained with the encoder {known.get('name')} ({known.get('source')}, sha256 "
+            f"{str(known.get('sha256'))[:12]}...), and is now given {encoder.name} (sha256 {sha256[:12]}...), whose "
+            "features it does not know; name that encoder, or another output_dir for this one"
+        )
+    shapes, wanted = ({name: tuple(t.shape) for name, t in each.items()} for each in (tensors, like.state_dict()))
+    if shapes != wanted:
+        raise UserError(f"{path} holds {shapes}, and the config asks for {wanted}; set it back, or train another one")
+    return tensors
 
 
 def read_identity(folder: Path) -> EncoderIdentity:
     """Of the encoder that a folder's model was trained with. Raises UserError where it holds no such model."""
+    return EncoderIdentity(**_read_config(folder)["encoder"])
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     content = read_json(folder / CONFIG)
     if content.get("kind") != _KIND:
         raise UserError(f"{folder / CONFIG} is of no {_KIND}; expected a folder that `webssl vqa` wrote")
-    return EncoderIdentity(**content["encoder"])
+    return content
 
 
 def save_vision_language(model: VisionLanguageModel, folder: Path, identity: EncoderIdentity) -> None:
@@ -64,7 +84,7 @@ def save_vision_language(model: VisionLanguageModel, folder: Path, identity: Enc
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     adapter = model.adapter
-    save_adapter(adapter, unfinished / ADAPTER)
+    save_adapter(adapter, unfinished / ADAPTER, identity)
     model.language.llm.save_pretrained(unfinished / LANGUAGE_MODEL)
     model.chat.tokenizer.chat_template = model.chat.template  # with which it was trained
     model.chat.tokenizer.save_pretrained(unfinished / LANGUAGE_MODEL)
@@ -87,17 +107,10 @@ def load_vision_language(
     sha256  of `encoder`
     Raises UserError where the folder holds no such model, or one that was trained with another encoder.
     """
-    known = read_identity(folder)
-    if known.sha256 != sha256:
-        raise UserError(
-            f"{folder} was trained with the encoder {known.name} ({known.source}, sha256 {known.sha256[:12]}...), and "
-            f"is now given {encoder.name} (sha256 {sha256[:12]}...), whose features it does not know; name that "
-            "encoder, or another output_dir for this one"
-        )
-    content, source = read_json(folder / CONFIG), str(folder / LANGUAGE_MODEL)
+    content, source = _read_config(folder), str(folder / LANGUAGE_MODEL)
     llm = load_causal_model(source)
     adapter = Adapter(encoder.width, LanguageSide(llm).width, content["num_image_tokens"], content["image_newline"])
-    adapter.load_state_dict(read_adapter(folder / ADAPTER))
+    adapter.load_state_dict(read_adapter(folder / ADAPTER, adapter, encoder, sha256))
     chat = ChatFormat(load_tokenizer(source), system_prompt=content["system_prompt"])
     model = VisionLanguageModel(encoder, adapter, llm, chat)
     return model.to(device).eval().requires_grad_(False)

@@ -65,7 +65,7 @@ def train_adapter(config: VqaConfig, frozen: Frozen, ranks: Distributed) -> Path
     if not ranks.gather(path.is_file())[0]:
         _train("stage1", config.stage1, config, frozen, ranks, folder, first_adapter=None)
         if ranks.is_main:
-            save_adapter(_trained_adapter(config, frozen, folder, _language_width(config)), path)
+            save_adapter(_trained_adapter(config, frozen, folder, _language_width(config)), path, frozen.identity)
         ranks.barrier()
     return path
 
@@ -107,7 +107,7 @@ def _train(
     if stage.data.precompute:
         files = _computed_image_tokens(name, stage.data, config, frozen, source, ids, ranks)
         source.precomputed = files.read
-    fill = partial(_fill, config=config, first_adapter=first_adapter)
+    fill = partial(_fill, config=config, frozen=frozen, first_adapter=first_adapter)
     method = VisionLanguage(None if stage.data.precompute else frozen.encoder, adapter, language, fill)
     sharding.materialize(method, config.seed, ranks, train_config)
     if ranks.is_main:
@@ -256,13 +256,13 @@ def _language_width(config: VqaConfig) -> int:
 
 
 @torch.no_grad()
-def _fill(method: VisionLanguage, seed: int, *, config: VqaConfig, first_adapter: Path | None) -> None:
+def _fill(method: VisionLanguage, seed: int, *, config: VqaConfig, frozen: Frozen, first_adapter: Path | None) -> None:
     """The language model's published weights, and the adapter of the stage before, or an untrained one."""
     if first_adapter is None:
         method.adapter.initialize(seed, "adapter")
     else:
         parameters = dict(method.adapter.named_parameters())
-        for name, tensor in read_adapter(first_adapter).items():
+        for name, tensor in read_adapter(first_adapter, method.adapter, frozen.encoder, frozen.identity.sha256).items():
             assign(parameters[name], tensor)
     llm = method.language.llm
     llm.tie_weights()  # what allocating has parted
