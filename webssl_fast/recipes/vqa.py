@@ -15,7 +15,7 @@ from webssl_fast.config.load import load_config_of
 from webssl_fast.config.vqa import VqaConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.manifest import digest
-from webssl_fast.errors import ConfigError
+from webssl_fast.errors import ConfigError, UserError
 from webssl_fast.evals.feature_cache import encoder_hash
 from webssl_fast.models.chat import ChatFormat
 from webssl_fast.models.encoders import Encoder
@@ -102,6 +102,16 @@ def load_model(
     model = load_vision_language(model_dir, encoder, identity.sha256, device)
     model.autocast = config.train.precision == "bf16"
     return model
+
+
+def open_trained(output_dir: Path, device: torch.device) -> tuple[VisionLanguageModel, VqaConfig]:
+    """The model that `webssl vqa` left in its output_dir, and that run's config. UserError where there is none."""
+    config_path, model_dir = output_dir / "config.yaml", output_dir / MODEL
+    if not config_path.is_file() or not model_dir.is_dir():
+        raise UserError(f"{output_dir} is no output_dir of a finished `webssl vqa`: it lacks config.yaml or {MODEL}/")
+    config = load_config_of(VqaConfig, config_path)
+    encoder = load_encoder(config.encoder, device)
+    return load_model(config, encoder, identify(encoder, config.encoder), model_dir, device), config
 
 
 def _finish(result: EvalResult, config: VqaConfig, model_dir: Path, started: float) -> EvalResult:
