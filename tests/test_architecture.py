@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from webssl_fast.config import filter as filter_schema
-from webssl_fast.config import schema
+from webssl_fast.config import schema, vqa
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "webssl_fast"
@@ -71,6 +71,8 @@ TEST_NAMES = (
     "is_deterministic",
 )
 
+CONFIG_MODULES = (schema, filter_schema, vqa)  # with a root each, and what they import
+SETTINGS = ("schema.py", "evaluation.py", "executor.py", "filter.py", "vqa.py", "vqa_benchmarks.py")
 EXEMPT_CONFIG_FIELDS: dict[str, str] = {}
 
 
@@ -256,7 +258,7 @@ def test_no_path_of_one_machine():
 
 
 def config_fields() -> Iterator[tuple[str, str]]:
-    for model in {**vars(schema), **vars(filter_schema)}.values():
+    for model in (model for module in CONFIG_MODULES for model in vars(module).values()):
         if isinstance(model, type) and issubclass(model, schema.Config) and model is not schema.Config:
             yield from ((model.__name__, name) for name in model.model_fields)
 
@@ -266,7 +268,7 @@ def names_read_in_package() -> frozenset[str]:
     """Attributes that are read and strings that stand in the package outside the schema (a getattr, a keyword)."""
     names = set()
     for path in python_files():
-        if path in {PACKAGE / "config" / f"{name}.py" for name in ("schema", "evaluation", "executor", "filter")}:
+        if path.name in SETTINGS and path.parent == PACKAGE / "config":
             continue
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

@@ -15,16 +15,19 @@ import pytest
 from PIL import Image
 
 from webssl_fast.cli import build_parser
+from webssl_fast.config.fields import Config
 from webssl_fast.config.filter import FilterConfig
-from webssl_fast.config.load import load_config
+from webssl_fast.config.load import load_config, load_config_of
 from webssl_fast.config.schema import RunConfig
+from webssl_fast.config.vqa import VqaConfig
 from webssl_fast.errors import ConfigError
 from webssl_fast.ops.evidence import kernel_ops
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
-ROOTS = {"filter": FilterConfig}  # of commands that take another config than a run's; their configs' folder
+# What a config holds, where it is no run of pre-training: by its command, which its folder is named after.
+ROOTS: dict[str, type[Config]] = {"filter": FilterConfig, "vqa": VqaConfig}
 PROGRAMS = ("webssl", "make", "python", "torchrun")
 
 
@@ -47,7 +50,7 @@ def check_webssl(arguments: list[str]) -> None:
         return
     parsed = build_parser().parse_args(arguments)
     if hasattr(parsed, "config"):
-        load_config(ROOT / parsed.config, parsed.overrides, ROOTS.get(parsed.command, RunConfig))
+        load_config_of(ROOTS.get(parsed.command, RunConfig), ROOT / parsed.config, parsed.overrides)
 
 
 def check_module(arguments: list[str]) -> None:
@@ -91,7 +94,7 @@ def bases() -> set[Path]:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_config_loads_and_opens_with_its_command(config: Path):
-    load_config(config, [], ROOTS.get(config.parent.name, RunConfig))
+    load_config_of(ROOTS.get(config.parent.name, RunConfig), config)
     name = config.relative_to(ROOT).as_posix()
     assert config in bases() or any(name in command for command in commands_of(config)), (
         f"{name} must open with the command that runs it"

@@ -20,6 +20,7 @@ EPILOG = """examples:
   torchrun --nproc-per-node 8 -m webssl_fast train configs/pretrain/webdino_300m_mc2b.yaml data.source='x/{00..99}.tar'
   webssl plan configs/pretrain/webdino_7b_mc2b.yaml --gpus 256 --gpu h100
   webssl eval configs/quickstart.yaml
+  webssl vqa configs/vqa/cambrian_llama3_8b.yaml encoder=runs/mine
   webssl convert webssl_dino1b_full2b_224.pth --to hf -o dino1b_hf
   webssl data index 's3://bucket/{00000..09999}.tar' -o web.index
   webssl data subset web.index --share 0.1 -o tenth.subset
@@ -72,6 +73,24 @@ eval.checkpoint names the encoder: a run or one of its checkpoints (output_dir b
 authors, or a folder or id of the Hugging Face hub: Web-SSL, DINOv2, DINOv3, MAE, I-JEPA, CLIP, MetaCLIP, SigLIP.""",
     )
     _config_arguments(evaluate)
+
+    vqa = _command(
+        commands,
+        "vqa",
+        "judge a frozen encoder by visual question answering",
+        """Gives a language model a frozen encoder's image tokens, in two stages of training, and has it answer the
+16 benchmarks of Web-SSL. Writes into output_dir:
+  stage1/          the adapter's training, in the form of `webssl train`, and adapter.safetensors
+  stage2/          the same of adapter and language model
+  model/           both in safetensors, with the tokenizer
+  eval/vqa/        every answer, one JSON line each, before it is scored
+  eval/vqa.json    the scores
+
+What is done is not done again: start the same command again after a kill. Under torchrun both stages use every rank.
+docs/vqa.md says what data to fetch, and where they must lie.""",
+    )
+    _config_arguments(vqa)
+    vqa.add_argument("--score-only", action="store_true", help="score the answers that are there again")
 
     convert = _command(
         commands,
@@ -198,6 +217,10 @@ def _run(args: argparse.Namespace) -> None:
         from webssl_fast.recipes.evaluate import evaluate
 
         evaluate(args.config, args.overrides)
+    elif args.command == "vqa":
+        from webssl_fast.recipes.vqa import vqa
+
+        vqa(args.config, args.overrides, args.score_only)
     elif args.command == "convert":
         from webssl_fast.recipes.convert import convert
 

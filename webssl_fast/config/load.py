@@ -6,7 +6,7 @@ import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -32,17 +32,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-@overload
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig: ...
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads the config file of a run; see `load_config_of`."""
+    return load_config_of(RunConfig, path, overrides)
 
 
-@overload
-def load_config(path: str | Path, overrides: Sequence[str], root: type[Root]) -> Root: ...
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = (), root: type[BaseModel] = RunConfig) -> BaseModel:
-    """Reads a config file: defaults of `root`'s schema, under the file's `base:` (one, relative to it), under the file,
-    under the overrides ("train.num_steps=100"; values are YAML).
+def load_config_of(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> Root:
+    """Reads a config file: defaults of `root`, under the file's `base:` (one, relative to it), under the file, under
+    the overrides ("train.num_steps=100"; values are YAML).
 
     Raises ConfigError, which names the file, the key, what was got and what is allowed.
     """
@@ -65,8 +62,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), root: type[Base
 
 def save_config(config: BaseModel, path: Path) -> None:
     """Writes a config so that `load_config` of the file gives it back."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    path.write_text(text)
+    path.write_text(config_text(config))
+
+
+def config_text(config: BaseModel) -> str:
+    """YAML with every setting."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def changed_keys(old: BaseModel, new: BaseModel) -> list[str]:
@@ -124,9 +125,9 @@ def _flatten(tree: dict, prefix: str = ""):
 
 def _explain(item: Any, root: type[BaseModel]) -> str:
     location, tags = _split_tags([str(part) for part in item["loc"]])
-    key = ".".join(location)
+    key = ".".join(location) or "the whole"
     if item["type"] == "extra_forbidden":
-        parent = _model_at(root, location[:-1], tags)
+        parent = _model_at(location[:-1], tags, root)
         known = list(parent.model_fields) if parent else []
         everywhere = dict(_all_keys(root))
         near = difflib.get_close_matches(location[-1], known, n=1)
@@ -142,20 +143,27 @@ def _explain(item: Any, root: type[BaseModel]) -> str:
         return f"{key}.name: {item['ctx']['tag']!r} is no {key}; allowed: {item['ctx']['expected_tags']}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if isinstance(item["input"], dict):  # a rule between several settings, which its message names
+        return f"{key}: {message}"
     return f"{key}: {message}, got {item['input']!r}"
 
 
 def _split_tags(location: list[str]) -> tuple[list[str], dict[str, str]]:
     """A key without the names that pydantic adds where a model was chosen by its `name`; and those, by key."""
-    if location[0] in CHOSEN_BY_NAME and len(location) > 1:
+    if len(location) > 1 and location[0] in CHOSEN_BY_NAME:
         return [location[0], *location[2:]], {location[0]: location[1]}
     return location, {}
 
 
-def _model_at(root: type[BaseModel], location: list[str], tags: dict[str, str]) -> type[BaseModel] | None:
+def _model_at(location: list[str], tags: dict[str, str], root: type[BaseModel]) -> type[BaseModel] | None:
     model = root
+    is_key = False  # of a list or a mapping of models, which is no field
     for part in location:
+        if is_key:
+            is_key = False
+            continue
         field = model.model_fields.get(part)
+        is_key = field is not None and typing.get_origin(field.annotation) in (dict, tuple)
         models = _models_of(field.annotation) if field else []
         if part in tags:
             models = [m for m in models if m.model_fields["name"].default == tags[part]]

@@ -234,8 +234,9 @@ class OptimConfig(Config):
     # torchao_8bit: moments in 8 bits with a scale a block (Dettmers et al., arXiv 2110.02861), quantised by torchao.
     implementation: Literal["torch", "apex", "torchao_8bit"] = "torch"
     base_lr: PositiveFloat = 2e-4
-    # sqrt: base_lr * sqrt(global_batch_size / 1024) (DINOv2); linear: base_lr * global_batch_size / 256 (MAE)
-    lr_scaling: Literal["sqrt", "linear"] = "sqrt"
+    # sqrt: base_lr * sqrt(global_batch_size / 1024) (DINOv2); linear: base_lr * global_batch_size / 256 (MAE);
+    # none: base_lr
+    lr_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
     min_lr: NonNegativeFloat = 1e-6
     warmup_steps: NonNegativeInt = 100_000
     weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.2)  # cosine from, to

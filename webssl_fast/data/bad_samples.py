@@ -6,15 +6,22 @@ import json
 import logging
 import os
 import threading
+from typing import Protocol
 
-from webssl_fast.data.index import Index
-from webssl_fast.data.training_data import TrainingData
+from webssl_fast.data.index import Location
 from webssl_fast.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "bad_samples.jsonl"
 MAX_LISTED = 200_000  # bounds the file, and the memory of each rank, on sources of billions
+
+
+class Samples(Protocol):
+    """What samples come from, an index of whatever kind."""
+
+    def locate(self, sample_id: int) -> Location: ...
+    def name(self, sample_id: int) -> str: ...
 
 
 class BadSampleLog:
@@ -25,8 +32,8 @@ class BadSampleLog:
     instant may both list it.)
     """
 
-    def __init__(self, index: Index | TrainingData, output_dir: str | None):
-        self._index = index
+    def __init__(self, samples: Samples, output_dir: str | None):
+        self._samples = samples
         self._path = None if output_dir is None else os.path.join(output_dir, FILE_NAME)
         self._listed: set[int] = set()
         self._bytes_read = 0
@@ -44,10 +51,10 @@ class BadSampleLog:
             self._listed.add(sample_id)
             if len(self._listed) == MAX_LISTED:
                 logger.warning("%s lists %d samples: further ones are only counted", self.path, MAX_LISTED)
-            location = self._index.locate(sample_id)
+            location = self._samples.locate(sample_id)
             entry = {
                 "sample_id": sample_id,
-                "name": self._index.name(sample_id),
+                "name": self._samples.name(sample_id),
                 **{key: value for key, value in location._asdict().items() if value != ""},
                 "reason": reason,
             }

@@ -66,9 +66,10 @@ def _checkpointed(cls: type[nn.Module], mode: str) -> type[nn.Module]:
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
 
-    def forward(self: nn.Module, *args: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # Blocks draw nothing at random, and saving a GPU's random state would wait for the device.
-        return checkpoint(cls.forward, self, *args, use_reentrant=False, preserve_rng_state=False, **options)
+        run = partial(cls.forward, self, **kwargs)
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **options)
 
     return type(f"Checkpointed{cls.__name__}", (cls,), {"forward": forward})
 

@@ -1,4 +1,4 @@
-"""What the engine asks of a pre-training method; it knows nothing else about one."""
+"""What the engine asks of a method of training; it knows nothing else about one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Method(Protocol):
     balanced_over_pass: str | None
 
     def crop_recipes(self) -> list[CropRecipe]:
-        """The crops of one image, equal sizes next to each other: a group of `Batch.crops` each."""
+        """The crops of one image, equal sizes next to each other: a group of `Batch.crops` each. None, where a
+        loader of its own brings what it trains on in `Batch.host`."""
         ...
 
     def trained_modules(self) -> dict[str, nn.Module]:

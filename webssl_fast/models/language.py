@@ -1,11 +1,14 @@
-"""Language models of transformers as sources of text features: every layer's mean over the tokens of a text.
+"""Language models of transformers: as sources of text features (every layer's mean over the tokens of a text), and
+whole, as what answers.
 
 Dimensions: B texts, T tokens, L layers (the embeddings and each block's output), D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,29 +60,66 @@ class LanguageEncoder:
 def load_language_encoder(
     source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, max_tokens: int = 2048
 ) -> LanguageEncoder:
-    """A language model from a folder, a hub id, or a `.gguf` file, with its tokenizer.
+    """A language model from a folder, a hub id, or a `.gguf` file, with its tokenizer. Raises as `reading`."""
+    place = LanguageSource.of(source)
+    with reading(source) as transformers:
+        model = transformers.AutoModel.from_pretrained(place.folder, dtype=dtype, **place.weights)
+    return LanguageEncoder(model, load_tokenizer(source), source, torch.device(device), max_tokens)
 
-    Code that lies beside the weights is never run, and weights are read from safetensors or GGUF alone.
 
-    Raises:
-        ConfigError: transformers is not installed, or nothing that it can load is there.
-    """
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with a language model. ConfigError as `reading` says."""
+    place = LanguageSource.of(source)
+    with reading(source) as transformers:
+        return transformers.AutoTokenizer.from_pretrained(place.folder, **place.options)
+
+
+def describe_causal_model(source: str) -> PreTrainedModel:
+    """A causal language model without its weights: in fp32 on the meta device. ConfigError as `reading` says."""
+    place = LanguageSource.of(source)
+    with reading(source) as transformers:
+        config = transformers.AutoConfig.from_pretrained(place.folder, **place.options)
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def load_causal_model(source: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """A causal language model on the CPU; "auto": in the dtype of its files. ConfigError as `reading` says."""
+    place = LanguageSource.of(source)
+    with reading(source) as transformers:
+        return transformers.AutoModelForCausalLM.from_pretrained(place.folder, dtype=dtype, **place.weights)
+
+
+@dataclass(frozen=True)
+class LanguageSource:
+    """Where transformers is to look, and how: code that lies beside the weights is never run, and weights are read from
+    safetensors or GGUF alone."""
+
+    folder: str
+    options: dict[str, Any]  # of whatever is read
+    weights: dict[str, Any]  # of weights
+
+    @classmethod
+    def of(cls, source: str) -> LanguageSource:
+        path = Path(source).expanduser()
+        options: dict[str, Any] = {"trust_remote_code": False}
+        if path.suffix == ".gguf":
+            options["gguf_file"] = path.name
+            return cls(str(path.parent), options, options)
+        return cls(str(path) if path.is_dir() else source, options, {**options, "use_safetensors": True})
+
+
+@contextmanager
+def reading(source: str) -> Iterator[Any]:
+    """transformers, to read from `source`. Raises ConfigError: it is not installed, or cannot load what is there."""
     try:
-        from transformers import AutoModel, AutoTokenizer
+        import transformers
     except ImportError as error:
         raise ConfigError("language models need transformers: pip install 'webssl_fast[hf]'") from error
-    path = Path(source).expanduser()
-    folder = str(path) if path.is_dir() else source
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if path.suffix == ".gguf":
-        folder, options["gguf_file"] = str(path.parent), path.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        weights = {} if path.suffix == ".gguf" else {"use_safetensors": True}
-        model = AutoModel.from_pretrained(folder, dtype=dtype, **weights, **options)
+        yield transformers
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"cannot load a language model from {source!r}: {error}\n"
             "It must be a folder or hub id with config.json, tokenizer files and safetensors, or a .gguf file."
         ) from error
-    return LanguageEncoder(model, tokenizer, source, torch.device(device), max_tokens)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from webssl_fast.config.schema import RunConfig
@@ -24,12 +22,11 @@ from webssl_fast.recipes.evaluate_knn import evaluate_knn
 from webssl_fast.recipes.evaluate_linear_probe import evaluate_linear_probe
 from webssl_fast.recipes.evaluate_logistic_regression import evaluate_logistic_regression
 from webssl_fast.recipes.evaluate_zero_shot import evaluate_zero_shot
+from webssl_fast.recipes.result_file import result_table, write_result
 from webssl_fast.recipes.setup import prepared
 from webssl_fast.records import EvalResult
 
 logger = logging.getLogger(__name__)
-
-PRINTED_SCORES = 12  # of an evaluation; the others are in its file
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,7 @@ def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str,
             raise UserError(f"there is no run at output_dir {config.output_dir}: train first, or set eval.checkpoint")
         source = config.eval.checkpoint or config.output_dir
         encoder = load_encoder(source, ranks.device)
+        assert isinstance(encoder, nn.Module)
         untrained = untrained_twin(encoder, config.seed) if is_own_training(source) else None
         if config.eval.compile_encoder:
             for each in (encoder, untrained):
@@ -80,55 +78,18 @@ def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str,
             if evaluation.beside_untrained and untrained is not None:
                 beside = evaluation.run(untrained, config, ranks)
             if ranks.is_main:
-                path = _write(result, beside, encoder, source, config, ranks, time.monotonic() - started)
-                print(_table(result, beside, encoder.name, path))
+                path = write_result(
+                    result,
+                    Path(config.output_dir),
+                    encoder={"name": encoder.name, "source": source, "sha256": encoder_hash(encoder)},
+                    settings=getattr(config.eval, name).model_dump(mode="json"),
+                    image_size_px=config.eval.image_size_px or encoder.image_size_px,
+                    seed=config.seed,
+                    precision=config.train.precision,
+                    world_size=ranks.world_size,
+                    seconds=time.monotonic() - started,
+                    untrained=beside,
+                )
+                print(result_table(result, beside, encoder.name, path))
             scores[name] = result.scores
     return scores
-
-
-def _write(
-    result: EvalResult,
-    untrained: EvalResult | None,
-    encoder: Encoder,
-    source: str,
-    config: RunConfig,
-    ranks: Distributed,
-    seconds: float,
-) -> Path:
-    assert isinstance(encoder, nn.Module)
-    content = {
-        "evaluation": result.name,
-        "encoder": {"name": encoder.name, "source": source, "sha256": encoder_hash(encoder)},
-        "scores": result.scores,
-        **({} if untrained is None else {"untrained_scores": untrained.scores}),
-        "data": dict(result.data),
-        "config": getattr(config.eval, result.name).model_dump(mode="json"),
-        "image_size_px": config.eval.image_size_px or encoder.image_size_px,
-        "seed": config.seed,
-        "precision": config.train.precision,
-        "ranks": ranks.world_size,
-        "seconds": round(seconds, 1),
-        "date": time.strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
-    }
-    path = Path(config.output_dir) / "eval" / f"{result.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.rename(path)
-    return path
-
-
-def _table(result: EvalResult, untrained: EvalResult | None, encoder_name: str, path: Path) -> str:
-    columns = [encoder_name, *(["untrained"] if untrained is not None else [])]
-    widths = [max(len(column) + 2, 12) for column in columns]
-    data = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in result.data.items())
-    lines = [
-        f"{result.name} ({data})",
-        " " * 30 + "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)),
-    ]
-    for score in list(result.scores)[:PRINTED_SCORES]:
-        values = [each.scores[score] for each in (result, untrained) if each is not None]
-        lines.append(f"{score:30}" + "".join(f"{v:>{w}.4f}" for v, w in zip(values, widths, strict=True)))
-    more = len(result.scores) - PRINTED_SCORES
-    return "\n".join([*lines, f"{f'and {more} more in ' if more > 0 else ''}{path}"])

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from webssl_fast.config.filter import FilterConfig
-from webssl_fast.config.load import load_config
+from webssl_fast.config.load import load_config_of
 from webssl_fast.data.bad_samples import BadShareLimit
 from webssl_fast.data.column_file import is_column_file
 from webssl_fast.data.executors import run_tasks
@@ -48,7 +48,7 @@ INDEX, PARTS, SETTINGS, SUMMARY = "source.index", "parts", "judged_by.json", "su
 def filter_by_config(config_path: Path, overrides: Sequence[str]) -> None:
     """Judges by a config and prints what was found. Raises UserError, Interrupted after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    config = load_config(config_path, overrides, FilterConfig)
+    config = load_config_of(FilterConfig, config_path, overrides)
     try:
         summary = filter_images(config, KINDS[config.judge.name])
     except KeyboardInterrupt:

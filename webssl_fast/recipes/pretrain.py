@@ -9,17 +9,16 @@ from pathlib import Path
 
 import torch
 
-from webssl_fast.config.load import changed_keys, load_config, save_config
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.data.pipeline import TrainLoader, loader_threads
 from webssl_fast.data.training_data import TrainingData
 from webssl_fast.engine import loop, sharding
 from webssl_fast.engine.distributed import Distributed
-from webssl_fast.errors import ConfigError, Interrupted
+from webssl_fast.errors import Interrupted
 from webssl_fast.plan.flops import flops_per_image
 from webssl_fast.recipes.evaluate_knn import KnnSources, knn_in_training
 from webssl_fast.recipes.initial_weights import start_from
-from webssl_fast.recipes.setup import describe_method, num_parameters, prepared
+from webssl_fast.recipes.setup import describe_method, keep_config, num_parameters, prepared
 
 logger = logging.getLogger(__name__)
 
@@ -79,25 +78,12 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
                 data_values=data_values,
                 evaluate=evaluate if knn_sources else None,
                 evaluate_every=config.eval.every,
-                on_start=lambda: _write_config(config, output_dir) if ranks.is_main else None,
+                on_start=lambda: keep_config(config, output_dir) if ranks.is_main else None,
                 flops_per_image=flops_per_image(config),
             )
     if result.interrupted_by is not None:
         name = signal.Signals(result.interrupted_by).name
         raise Interrupted(f"{name} at step {result.step}: saved; start the same command again to go on")
-
-
-def _write_config(config: RunConfig, output_dir: Path) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / "config.yaml"
-    if path.exists():
-        try:
-            changes = changed_keys(load_config(path), config)
-        except ConfigError:  # written by another version; the checkpoint's own checks still stand
-            changes = ["the old config cannot be read by this version"]
-        if changes:
-            logger.warning("%s goes on with another config than before: %s", output_dir, "; ".join(changes))
-    save_config(config, path)
 
 
 def _warn_of_accumulation(config: RunConfig, ranks: Distributed, balanced_over_pass: str | None) -> None:
