@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from webssl_fast.config import schema
+from webssl_fast.config import schema, study
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "webssl_fast"
@@ -253,7 +253,7 @@ def test_no_path_of_one_machine():
 
 
 def config_fields() -> Iterator[tuple[str, str]]:
-    for model in vars(schema).values():
+    for model in (*vars(schema).values(), *vars(study).values()):
         if isinstance(model, type) and issubclass(model, schema.Config) and model is not schema.Config:
             yield from ((model.__name__, name) for name in model.model_fields)
 
@@ -263,7 +263,7 @@ def names_read_in_package() -> frozenset[str]:
     """Attributes that are read and strings that stand in the package outside the schema (a getattr, a keyword)."""
     names = set()
     for path in python_files():
-        if path in (PACKAGE / "config" / "schema.py", PACKAGE / "config" / "evaluation.py"):
+        if path in [PACKAGE / "config" / f"{name}.py" for name in ("schema", "evaluation", "study")]:
             continue
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

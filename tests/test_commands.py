@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from webssl_fast.cli import build_parser
-from webssl_fast.config.load import load_config
+from webssl_fast.config.load import load_config, load_study
 from webssl_fast.errors import ConfigError
 from webssl_fast.ops.evidence import kernel_ops
 
@@ -43,6 +43,8 @@ def check_webssl(arguments: list[str]) -> None:
             build_parser().parse_args([*arguments, "--help"])
         return
     parsed = build_parser().parse_args(arguments)
+    if parsed.command == "study" and parsed.target not in ("status", "published"):
+        load_study(ROOT / parsed.target, parsed.rest)
     if hasattr(parsed, "config"):
         load_config(ROOT / parsed.config, parsed.overrides)
 
@@ -88,7 +90,8 @@ def bases() -> set[Path]:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_config_loads_and_opens_with_its_command(config: Path):
-    load_config(config)
+    load = load_study if config.parent.name == "study" else load_config
+    load(config)
     name = config.relative_to(ROOT).as_posix()
     assert config in bases() or any(name in command for command in commands_of(config)), (
         f"{name} must open with the command that runs it"

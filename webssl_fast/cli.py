@@ -20,6 +20,7 @@ EPILOG = """examples:
   webssl data index 's3://bucket/{00000..09999}.tar' -o web.index
   webssl data subset web.index --share 0.1 -o tenth.subset
   webssl report runs/quickstart
+  webssl study configs/study/scaling_webssl.yaml
   webssl bench sinkhorn_knopp
 """
 
@@ -123,6 +124,22 @@ Of several directories the tables have all results; curves and pictures are thos
         "--images", type=Path, help="folder of photographs for the PCA pictures (default: the run's data)"
     )
 
+    study = _command(
+        commands,
+        "study",
+        "write the runs of a scaling study, and say how far they are",
+        """One of
+  webssl study CONFIG      writes into the study's output_dir the config of every run and evaluation of its grid,
+                           scripts that start them, what they will take (plan.csv) and study.json. Called again it
+                           changes nothing, adds new points, or says what differs from runs that have begun.
+  webssl study status DIR  which points are not started, running, trained, evaluated
+  webssl study published   the VQA rows of the Web-SSL paper as CSV: the average as it is reported, and as it comes out
+
+`webssl report DIR` draws the figures of a study.""",
+    )
+    study.add_argument("target", metavar="CONFIG", help="a study's YAML file, or `status`, or `published`")
+    study.add_argument("rest", nargs="*", metavar="key=value | DIR", help="settings that beat the file's; or the study")
+
     bench = _command(
         commands,
         "bench",
@@ -190,6 +207,8 @@ def _run(args: argparse.Namespace) -> None:
         from webssl_fast.recipes.report import report
 
         report(args.run_dirs, args.output, args.images)
+    elif args.command == "study":
+        _run_study(args)
     elif args.command == "data":
         _run_data(args)
     elif args.command == "bench":
@@ -265,6 +284,20 @@ def _run_data(args: argparse.Namespace) -> None:
         prepare_data.inspect(args.index, args.output, args.pictures)
     else:
         prepare_data.subset(args.start, args.output, args.index, args.operations or [], args.seed)
+
+
+def _run_study(args: argparse.Namespace) -> None:
+    from webssl_fast.errors import UserError
+    from webssl_fast.recipes import study
+
+    if args.target == "published":
+        study.published()
+    elif args.target != "status":
+        study.write(Path(args.target), args.rest)
+    elif len(args.rest) == 1:
+        study.status(Path(args.rest[0]))
+    else:
+        raise UserError(f"webssl study status takes the directory of one study, got {args.rest or 'none'}")
 
 
 class _InOrder(argparse.Action):

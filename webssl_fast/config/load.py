@@ -6,13 +6,17 @@ import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from webssl_fast.config.fields import Config
 from webssl_fast.config.schema import RunConfig
+from webssl_fast.config.study import StudyConfig
 from webssl_fast.errors import ConfigError
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 class _Loader(yaml.SafeLoader):
@@ -34,6 +38,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError, which names the file, the key, what was got and what is allowed.
     """
+    return _load(RunConfig, path, overrides)
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Reads a file of `webssl study`, as `load_config` reads a run's."""
+    return _load(StudyConfig, path, overrides)
+
+
+def _load(model: type[AnyConfig], path: str | Path, overrides: Sequence[str]) -> AnyConfig:
     path = Path(path)
     tree = _read(path)
     if "base" in tree:
@@ -45,16 +58,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         tree = _merge(tree, _parse_override(override))
     try:
-        return RunConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [_explain(item, model) for item in error.errors()]
         raise ConfigError(f"{path}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes a config so that `load_config` of the file gives it back."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    path.write_text(text)
+    path.write_text(config_text(config))
+
+
+def config_text(config: RunConfig) -> str:
+    """YAML with every setting."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
@@ -110,13 +127,13 @@ def _flatten(tree: dict, prefix: str = ""):
             yield prefix + key, value
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, root: type[BaseModel]) -> str:
     location, tags = _split_tags([str(part) for part in item["loc"]])
-    key = ".".join(location)
+    key = ".".join(location) or "the whole"
     if item["type"] == "extra_forbidden":
-        parent = _model_at(location[:-1], tags)
+        parent = _model_at(location[:-1], tags, root)
         known = list(parent.model_fields) if parent else []
-        everywhere = dict(_all_keys(RunConfig))
+        everywhere = dict(_all_keys(root))
         near = difflib.get_close_matches(location[-1], known, n=1)
         elsewhere = [k for k, name in everywhere.items() if name == location[-1]]
         if near:
@@ -130,20 +147,26 @@ def _explain(item: Any) -> str:
         return f"{key}.name: {item['ctx']['tag']!r} is no method; allowed: {item['ctx']['expected_tags']}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if isinstance(item["input"], dict):  # a rule between several settings, which its message names
+        return f"{key}: {message}"
     return f"{key}: {message}, got {item['input']!r}"
 
 
 def _split_tags(location: list[str]) -> tuple[list[str], dict[str, str]]:
     """A key without the names that pydantic adds where a model was chosen by its `name`; and those, by key."""
-    if location[0] == "method" and len(location) > 1:
+    if len(location) > 1 and location[0] == "method":
         return [location[0], *location[2:]], {"method": location[1]}
     return location, {}
 
 
-def _model_at(location: list[str], tags: dict[str, str]) -> type[BaseModel] | None:
-    model: type[BaseModel] = RunConfig
+def _model_at(location: list[str], tags: dict[str, str], model: type[BaseModel]) -> type[BaseModel] | None:
+    is_key = False  # of a list or a mapping of models, which is no field
     for part in location:
+        if is_key:
+            is_key = False
+            continue
         field = model.model_fields.get(part)
+        is_key = field is not None and typing.get_origin(field.annotation) in (dict, tuple)
         models = _models_of(field.annotation) if field else []
         if part in tags:
             models = [m for m in models if m.model_fields["name"].default == tags[part]]
