@@ -106,13 +106,14 @@ assumption, 0.3 to 0.5 by the network's width after published runs of DINOv2 and
     report = _command(
         commands,
         "report",
-        "write one self-contained HTML page about a run",
+        "write one self-contained HTML page about a run, or a study",
         """Writes RUN_DIR/report.html: losses, k-NN, throughput, schedules, data health, PCA pictures of the patch
 features on sample photographs; and what `webssl eval` left in RUN_DIR/eval: the paper's tables with these scores beside
 the published ones (also as report_tables.csv), predicted segmentation and depth beside the truth. The page needs no
 network and no other file.
 
-Of several directories the tables have all results; curves and pictures are those of the first that has them.""",
+Of a study (`webssl study`): the paper's figures and tables with its rows, and CSV files beside the page. Of several
+directories the tables have all results; curves and pictures are those of the first that has them.""",
     )
     report.add_argument(
         "run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="the output_dir of a run or an evaluation"
