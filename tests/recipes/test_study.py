@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_the_plan_knows_gpu_hours_where_there_is_a_plan(scaling):
 def test_scripts_for_slurm(scaling):
     scripts = {path.name: path.read_text() for path in scaling.glob("*.sbatch")}
     assert set(scripts) == {"8_nodes.sbatch", "16_nodes.sbatch", "32_nodes.sbatch"}
-    assert "#SBATCH --array=0-4\n#SBATCH --nodes=8\n" in scripts["8_nodes.sbatch"]  # 3 + 2 points of 1B: see below
+    assert "#SBATCH --array=0-4\n#SBATCH --nodes=8\n" in scripts["8_nodes.sbatch"]  # 1B: three methods, two subsets
     assert (scaling / "launch.sh").read_text().count("sbatch ") == 3
     for script in [*scaling.glob("*.sbatch"), *scaling.glob("points/*.sh"), scaling / "launch.sh"]:
         done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
@@ -186,7 +187,7 @@ def test_mistakes_are_explained(override, message):
     [
         (
             "grids=[{methods: [webdino], sizes: [huge], samples_seen: [32]}]",
-            "point webdino_huge_32_samples: .*vit_huge",
+            "point webdino_huge_32_samples: .*huge",
         ),
         ("grids=[{methods: [webdino], sizes: [nano], samples_seen: [8]}]", "the run would end on its way up"),
         ("settings={train: {num_step: 3}}", "did you mean train.num_steps"),
@@ -196,8 +197,6 @@ def test_mistakes_are_explained(override, message):
 )
 def test_points_that_cannot_run_are_refused(tmp_path, capsys, override, message):
     assert write_smoke(tmp_path / "s", override) == 1
-    import re
-
     assert re.search(message, capsys.readouterr().err) and not (tmp_path / "s").exists()
 
 
@@ -220,6 +219,7 @@ def test_published_rows_are_printed(capsys):
     assert lines[0].startswith("model,average_reported,average_recomputed,") and len(lines) == 38
 
 
+@pytest.mark.nightly
 def test_a_study_runs(photos, tmp_path):
     """From the config to trained and evaluated points by its own script, and nothing is done twice."""
     study = tmp_path / "s"

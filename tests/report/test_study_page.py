@@ -29,7 +29,7 @@ def test_published_rows_alone(tmp_path, capsys):
         "Alignment with language models",
     ):
         assert heading in page
-    assert "1 point: 1 not started" in page and page.count("<svg") == 20 and 'class="solid"' not in page
+    assert "1 point: 1 not started" in page and page.count("<svg") == 2 * (5 + 5 + 1) and 'class="solid"' not in page
     assert len(lines_of(study / "report_vqa.csv")) == 37
     fits = {(f["x"], f["method"], f["measure"]): f for f in lines_of(study / "report_fits.csv")}
     assert len(fits) == 20 and fits["parameters", "CLIP", "average"]["num_points"] == "5"

@@ -104,7 +104,7 @@ class Scaling:
         self, x_of: Callable[[VqaRow], float | None], fixed_of: Callable[[VqaRow], object], published_fixed: object
     ) -> Iterator[Series]:
         plain = [row for row in self.rows if _is_plain(row) and x_of(row) is not None]
-        for method, published in dict.fromkeys((row.method, row.published) for row in reversed(plain)):
+        for method, published in sorted({(row.method, row.published) for row in plain}, key=_order):
             own = [row for row in plain if (row.method, row.published) == (method, published)]
             fixed = published_fixed
             if not published and not any(fixed_of(row) == published_fixed for row in own):
@@ -126,6 +126,12 @@ def _is_plain(row: VqaRow) -> bool:
     if not row.published:
         return row.filter == "full"
     return row.data == "MC-2B" and row.filter == "full" and row.resolution_px == 224
+
+
+def _order(kind: tuple[str, bool]) -> tuple[bool, int, str]:
+    """The published ones first, those of the paper in its order."""
+    method, published = kind
+    return not published, METHODS.index(method) if method in METHODS else len(METHODS), method
 
 
 def _place(row: VqaRow) -> tuple[object, ...]:
@@ -154,24 +160,19 @@ def findings(scaling: Scaling) -> list[str]:
             moves = ", ".join(f"{CATEGORY_TITLES[m]} {signed(difference.of(m))}" for m in measures)
             found.append(f"{row.method} {row.size} on images of the {row.filter} filter instead of all: {moves}.")
     odd, num = unexplained_rows(), len(published_vqa_rows())
-    listed = "; ".join(
-        f"{r.model}, {r.reported_average:.2f} reported, {r.means['average']:.2f} recomputed" for r in odd
-    )
-    found.append(
-        f"Of {num} published averages {num - len(odd)} come out of their benchmarks to 0.01. Not so: {listed}."
-    )
-    return found
+    both = [f"{r.model}, {r.reported_average:.2f} reported, {r.means['average']:.2f} recomputed" for r in odd]
+    explained = f"Of {num} published averages {num - len(odd)} come out of their benchmarks to 0.01"
+    return [*found, f"{explained}. Not so: {'; '.join(both)}."]
 
 
 def slope_words(fit: LogLinearFit) -> str:
-    """E.g. "+1.86 (95% 1.32 to 2.40, R² 0.976, n = 5)": points per doubling."""
+    """E.g. "+1.88 (95% +1.64 to +2.11, R² 0.995, n = 5)": points a doubling. A line through two points explains all."""
     half = fit.slope_half_interval()
     slope = fit.slope_per_doubling
-    parts = [f"R² {fit.r_squared:.3f}", f"n = {fit.num_points}"]
-    if half is not None:
-        low, high = (slope + sign * half * LOG10_OF_2 for sign in (-1, 1))
-        parts.insert(0, f"95% {signed(low)} to {signed(high)}")
-    return f"{signed(slope)} ({', '.join(parts)})"
+    if half is None:
+        return f"{signed(slope)} (n = {fit.num_points})"
+    low, high = (signed(slope + sign * half * LOG10_OF_2) for sign in (-1, 1))
+    return f"{signed(slope)} (95% {low} to {high}, R² {fit.r_squared:.3f}, n = {fit.num_points})"
 
 
 def signed(value: float | None, decimals: int = 2) -> str:

@@ -17,7 +17,8 @@ from webssl_fast.report.vqa_rows import CATEGORY_TITLES
 
 NUM_COLOURS = 6
 NUM_BAND_POINTS = 25
-MARGIN = 0.06  # of the x range, in decades' share, on either side
+MARGIN = 0.06  # of the logarithmic x range, on either side
+LEAST_MARGIN = 1.15  # as a factor
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def scaling_svg(axis: Axis, measure: str, width: int, height: int, css_class: st
 
 
 def log_x_ticks(low: float, high: float) -> list[float]:
-    """Round values within [low, high]: 1, 2, 4, 8 over a short range, powers of ten over a long one."""
+    """Round values within [low, high], fewer of a decade over a longer range."""
     span = math.log10(high / low)
-    multiples = (1, 2, 4, 8) if span < 1.5 else (1, 3) if span < 3 else (1,)
+    multiples = (1, 2, 3, 4, 6, 8) if span < 1.2 else (1, 3) if span < 3 else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [m * 10.0**e for e in exponents for m in multiples if low <= m * 10.0**e <= high]
 
@@ -68,7 +69,7 @@ def _colours(shown: Sequence[Series]) -> dict[str, int]:
 def _frame(shown: Sequence[Series], measure: str, width: int, height: int) -> LogFrame:
     points = [point for series in shown for point in series.points(measure)]
     low_x, high_x = min(p[0] for p in points), max(p[0] for p in points)
-    margin = max((high_x / low_x) ** MARGIN, 1.05)
+    margin = max((high_x / low_x) ** MARGIN, LEAST_MARGIN)
     lines = [(s.fits[measure], x) for s in shown if measure in s.fits for x in s.fits[measure].range]
     values = [p[1] for p in points] + [fit.at(x) for fit, x in lines]
     ticks = scales.linear_ticks(min(values), max(values), max(3, height // 48))

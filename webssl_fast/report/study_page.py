@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from webssl_fast.report import measures, published, scales
+from webssl_fast.report.alignment_chart import alignment_svg
 from webssl_fast.report.fits import LOG10_OF_2
 from webssl_fast.report.page import own_file
 from webssl_fast.report.scaling import MEASURES, Axis, Scaling, findings, make_scaling, signed, slope_words
@@ -53,7 +54,9 @@ def write_study_report(directory: Path, output: Path | None = None) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(number=scales.number, percent=scales.percent)
-    environment.globals.update(figure=_figure, own_file=own_file, signed=signed, big_count=scales.big_count)
+    environment.globals.update(
+        alignment_svg=alignment_svg, figure=_figure, own_file=own_file, signed=signed, big_count=scales.big_count
+    )
     page = environment.get_template("study.html").render(
         study=study,
         notes=notes,
