@@ -13,13 +13,14 @@ from webssl_fast.report.published import ALIGNMENT_K, ALIGNMENT_PAIRS, ALIGNMENT
 from webssl_fast.report.tables import AlignmentRow
 
 ROW_HEIGHT_PX = 26
-PUBLISHED = "Web-DINO 1B to 7B, DINOv2: published range"
+PUBLISHED = "published range"
 
 
 def alignment_svg(rows: Sequence[AlignmentRow], width: int, css_class: str = "") -> Markup:
     """A line a score of ours under the published range; `width` in pixels of the view box."""
     names = [PUBLISHED, *(f"{row.result.encoder.name}, {row.language_model}" for row in rows)]
-    left = min(max(map(text_width_px, names)) * 1.02 + 8, width * 0.62)
+    left = min(max(map(text_width_px, names)) * 1.02 + 8, width * 0.55)
+    shown = [_cut(name, left - 8) for name in names]
     right, bottom = width - 12, ROW_HEIGHT_PX * len(names) + 6
     ticks = scales.linear_ticks(0, max([ALIGNMENT_RANGE[1], *(row.score for row in rows)]), 2 if width < 500 else 4)
 
@@ -32,7 +33,7 @@ def alignment_svg(rows: Sequence[AlignmentRow], width: int, css_class: str = "")
     parts += [
         f'<text class="tick x" x="{x(t):.1f}" y="{bottom + 17}">{scales.tick_text(t, ticks[1])}</text>' for t in ticks
     ]
-    for i, name in enumerate(names):
+    for i, name in enumerate(shown):
         y = ROW_HEIGHT_PX * (i + 0.5) + 2
         parts.append(f'<text class="tick y" x="{left - 8:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
     low, high = (x(end) for end in ALIGNMENT_RANGE)
@@ -42,7 +43,7 @@ def alignment_svg(rows: Sequence[AlignmentRow], width: int, css_class: str = "")
     parts.append(f'<path class="level" d="M{chance:.1f} 0V{bottom}"/><title>dashed: chance</title>')
     for i, row in enumerate(rows, start=1):
         y = ROW_HEIGHT_PX * (i + 0.5) + 2
-        words = f"{names[i]}: {scales.number(row.score, 3)}"
+        words = f"{names[i]}: {scales.number(row.score)}"
         parts.append(
             f'<circle class="solid" r="4" cx="{x(row.score):.1f}" cy="{y:.1f}"><title>{escape(words)}</title></circle>'
         )
@@ -50,3 +51,12 @@ def alignment_svg(rows: Sequence[AlignmentRow], width: int, css_class: str = "")
         f'<svg class="{css_class}" viewBox="0 0 {width} {bottom + 24}" role="img" '
         f'aria-label="Mutual k-NN alignment with language models">{"".join(parts)}</g></svg>'
     )
+
+
+def _cut(text: str, width_px: float) -> str:
+    """The text, or as much of its beginning as fits and an ellipsis."""
+    if text_width_px(text) <= width_px:
+        return text
+    while text and text_width_px(text + "\N{HORIZONTAL ELLIPSIS}") > width_px:
+        text = text[:-1]
+    return text.rstrip(" ,") + "\N{HORIZONTAL ELLIPSIS}"
