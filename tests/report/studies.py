@@ -9,8 +9,14 @@ from webssl_fast.vqa_categories import BENCHMARKS
 SIZES = {"1b": 1_000_000_000, "2b": 2_000_000_000, "4b": 4_000_000_000}
 
 
-def point(size: str = "1b", subset: str = "full", method: str = "webdino", objective: str = "dinov2") -> StudyPoint:
-    name = f"{method}_{size}_2b_samples" + ("" if subset == "full" else f"_{subset}")
+def point(
+    size: str = "1b",
+    subset: str = "full",
+    method: str = "webdino",
+    objective: str = "dinov2",
+    billions: int = 2,
+) -> StudyPoint:
+    name = f"{method}_{size}_{billions}b_samples" + ("" if subset == "full" else f"_{subset}")
     vqa = StudyEvaluation(name="vqa", config="vqa.yaml", results=(f"runs/{name}/vqa/eval/vqa.json",))
     return StudyPoint(
         name=name,
@@ -20,7 +26,7 @@ def point(size: str = "1b", subset: str = "full", method: str = "webdino", objec
         preset=f"vit_{size}_patch14",
         parameters=SIZES[size],
         image_size_px=224,
-        samples_seen=2e9,
+        samples_seen=billions * 1e9,
         subset=subset,
         num_steps=10,
         global_batch_size=8,

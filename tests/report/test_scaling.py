@@ -99,3 +99,13 @@ def test_a_mean_that_does_not_come_out_is_told(tmp_path):
 def test_ticks():
     assert log_x_ticks(0.99e9, 7.4e9) == [1e9, 2e9, 3e9, 4e9, 6e9]
     assert log_x_ticks(1e3, 1e9) == [10.0**e for e in range(3, 10)]
+
+
+def test_own_curves_hold_fixed_what_most_rows_share(tmp_path):
+    points = point("1b"), point("4b"), point("4b", billions=1), point("4b", billions=4)
+    scaling = own(tmp_path, *points, percents=(40, 44, 42, 46))
+    by_size = next(s for s in scaling.by_parameters.series if not s.published)
+    assert by_size.x == (1e9, 4e9) and "2" in by_size.fixed
+    by_length = next(s for s in scaling.by_samples_seen.series if not s.published)
+    assert by_length.x == (1e9, 2e9, 4e9) and by_length.fixed == "4B"
+    assert by_length.fits["average"].slope_per_doubling == pytest.approx(2)

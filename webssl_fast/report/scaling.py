@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,13 +74,13 @@ class Scaling:
 
     @cached_property
     def by_parameters(self) -> Axis:
-        """At one number of samples seen: 2 billion of the published; of ours, where most sizes have one."""
+        """Against size at one number of samples seen: 2 billion of the published; of ours, at that which most sizes have seen."""
         series = list(self._series(lambda row: row.parameters, lambda row: row.samples_seen, PUBLISHED_SAMPLES))
         return Axis("parameters", "parameters of the encoder", "parameters", tuple(series))
 
     @cached_property
     def by_samples_seen(self) -> Axis:
-        """At one size: 7B of the published; of ours, where most runs differ in their samples."""
+        """Against samples seen at one size: 7B of the published; of ours, that which has been trained on most of them."""
         series = self._series(lambda row: row.samples_seen, lambda row: row.size.upper(), PUBLISHED_SIZE)
         shown = tuple(s for s in series if s.published or len(set(s.x)) > 1)
         return Axis("samples_seen", "samples seen", "samples seen", shown)
@@ -107,8 +106,11 @@ class Scaling:
         for method, published in sorted({(row.method, row.published) for row in plain}, key=_order):
             own = [row for row in plain if (row.method, row.published) == (method, published)]
             fixed = published_fixed
-            if not published and not any(fixed_of(row) == published_fixed for row in own):
-                fixed = Counter(fixed_of(row) for row in own).most_common(1)[0][0]
+            if not published:
+                different = {
+                    value: {x_of(row) for row in own if fixed_of(row) == value} for value in map(fixed_of, own)
+                }
+                fixed = max(different, key=lambda value: (len(different[value]), value == published_fixed))
             chosen = sorted((row for row in own if fixed_of(row) == fixed), key=lambda row: x_of(row) or 0)
             if chosen:
                 x = tuple(float(x_of(row) or 0) for row in chosen)
