@@ -74,13 +74,13 @@ class Scaling:
 
     @cached_property
     def by_parameters(self) -> Axis:
-        """Against size at one number of samples seen: 2 billion of the published; of ours, at that which most sizes have seen."""
+        """Against size at one number of samples seen: 2 billion of the published; of ours, that of most sizes."""
         series = list(self._series(lambda row: row.parameters, lambda row: row.samples_seen, PUBLISHED_SAMPLES))
         return Axis("parameters", "parameters of the encoder", "parameters", tuple(series))
 
     @cached_property
     def by_samples_seen(self) -> Axis:
-        """Against samples seen at one size: 7B of the published; of ours, that which has been trained on most of them."""
+        """Against samples seen at one size: 7B of the published; of ours, that with most lengths."""
         series = self._series(lambda row: row.samples_seen, lambda row: row.size.upper(), PUBLISHED_SIZE)
         shown = tuple(s for s in series if s.published or len(set(s.x)) > 1)
         return Axis("samples_seen", "samples seen", "samples seen", shown)
