@@ -19,6 +19,7 @@ from webssl_fast.config.fields import Config
 from webssl_fast.config.filter import FilterConfig
 from webssl_fast.config.load import load_config, load_config_of
 from webssl_fast.config.schema import RunConfig
+from webssl_fast.config.study import StudyConfig
 from webssl_fast.config.vqa import VqaConfig
 from webssl_fast.errors import ConfigError
 from webssl_fast.ops.evidence import kernel_ops
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 # What a config holds, where it is no run of pre-training: by its command, which its folder is named after.
-ROOTS: dict[str, type[Config]] = {"filter": FilterConfig, "vqa": VqaConfig}
+ROOTS: dict[str, type[Config]] = {"filter": FilterConfig, "study": StudyConfig, "vqa": VqaConfig}
 PROGRAMS = ("webssl", "make", "python", "torchrun")
 
 
@@ -49,6 +50,8 @@ def check_webssl(arguments: list[str]) -> None:
             build_parser().parse_args([*arguments, "--help"])
         return
     parsed = build_parser().parse_args(arguments)
+    if parsed.command == "study" and parsed.target not in ("status", "published"):
+        load_config_of(StudyConfig, ROOT / parsed.target, parsed.rest)
     if hasattr(parsed, "config"):
         load_config_of(ROOTS.get(parsed.command, RunConfig), ROOT / parsed.config, parsed.overrides)
 

@@ -7,12 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from webssl_fast.config.schema import ExecutorConfig
-
-OVERRIDES_HELP = "settings that beat the file's, e.g. train.num_steps=100 model.preset=vit_small_patch14"
+from webssl_fast.cli_data import add_data_commands, run_data
+from webssl_fast.cli_parsers import AnyOrder, command, config_arguments
 
 EPILOG = """examples:
   webssl train configs/quickstart.yaml
@@ -26,6 +23,7 @@ EPILOG = """examples:
   webssl data subset web.index --share 0.1 -o tenth.subset
   webssl filter configs/filter/text_ocr.yaml data.source=web.index output_dir=runs/text
   webssl report runs/quickstart
+  webssl study configs/study/scaling_webssl.yaml
   webssl bench sinkhorn_knopp
 """
 
@@ -37,9 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_AnyOrder)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=AnyOrder)
 
-    train = _command(
+    train = command(
         commands,
         "train",
         "pre-train a vision transformer by a config",
@@ -53,9 +51,9 @@ Start the same command again to go on after a kill or Ctrl-C: the run continues 
 SIGTERM save first and exit with status 75. Under torchrun it uses every rank. A process that hangs prints its stacks
 and exits with status 76 (train.watchdog). docs/cluster.md has scripts for Slurm.""",
     )
-    _config_arguments(train)
+    config_arguments(train)
 
-    evaluate = _command(
+    evaluate = command(
         commands,
         "eval",
         "evaluate a checkpoint's frozen encoder by a config",
@@ -72,9 +70,9 @@ into output_dir/eval:
 eval.checkpoint names the encoder: a run or one of its checkpoints (output_dir by default), a .pth file of the Web-SSL
 authors, or a folder or id of the Hugging Face hub: Web-SSL, DINOv2, DINOv3, MAE, I-JEPA, CLIP, MetaCLIP, SigLIP.""",
     )
-    _config_arguments(evaluate)
+    config_arguments(evaluate)
 
-    vqa = _command(
+    vqa = command(
         commands,
         "vqa",
         "judge a frozen encoder by visual question answering",
@@ -89,10 +87,10 @@ authors, or a folder or id of the Hugging Face hub: Web-SSL, DINOv2, DINOv3, MAE
 What is done is not done again: start the same command again after a kill. Under torchrun both stages use every rank.
 docs/vqa.md says what data to fetch, and where they must lie.""",
     )
-    _config_arguments(vqa)
+    config_arguments(vqa)
     vqa.add_argument("--score-only", action="store_true", help="score the answers that are there again")
 
-    convert = _command(
+    convert = command(
         commands,
         "convert",
         "turn a Web-DINO network into another form, bit for bit",
@@ -105,7 +103,7 @@ backbone and its heads) or a Hugging Face folder, and writes TARGET:
     convert.add_argument("sources", nargs="+", metavar="SOURCE", help="a run, a folder, or one or two .pth files")
     convert.add_argument("--to", choices=["native", "webssl", "hf"], required=True, help="the form to write")
     convert.add_argument("-o", "--output", type=Path, required=True, metavar="TARGET", help="must not exist yet")
-    plan = _command(
+    plan = command(
         commands,
         "plan",
         "say what a run would take on so many GPUs, before it is run",
@@ -120,22 +118,23 @@ Where a run does not fit it names the least change that would do: checkpointing,
 Memory is computed and leaves out what an allocator loses; a gigabyte of a GPU counts as 10^9 bytes. The MFU is an
 assumption, 0.3 to 0.5 by the network's width after published runs of DINOv2 and DINOv3.""",
     )
-    _config_arguments(plan)
+    config_arguments(plan)
     plan.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs of the run, over all hosts")
     plan.add_argument("--gpu", default="h100", help="kind of GPU, a name of webssl_fast/gpus.py (default: %(default)s)")
     plan.add_argument("--mfu", type=float, help="share of the dense bf16 peak at which FLOPs run (default: by width)")
     plan.add_argument("--json", action="store_true", help="print JSON, in bytes, seconds and FLOPs")
 
-    report = _command(
+    report = command(
         commands,
         "report",
-        "write one self-contained HTML page about a run",
+        "write one self-contained HTML page about a run, or a study",
         """Writes RUN_DIR/report.html: losses, k-NN, throughput, schedules, data health, PCA pictures of the patch
 features on sample photographs; and what `webssl eval` left in RUN_DIR/eval: the paper's tables with these scores beside
 the published ones (also as report_tables.csv), predicted segmentation and depth beside the truth. The page needs no
 network and no other file.
 
-Of several directories the tables have all results; curves and pictures are those of the first that has them.""",
+Of a study (`webssl study`): the paper's figures and tables with its rows, and CSV files beside the page. Of several
+directories the tables have all results; curves and pictures are those of the first that has them.""",
     )
     report.add_argument(
         "run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="the output_dir of a run or an evaluation"
@@ -147,7 +146,23 @@ Of several directories the tables have all results; curves and pictures are thos
         "--images", type=Path, help="folder of photographs for the PCA pictures (default: the run's data)"
     )
 
-    bench = _command(
+    study = command(
+        commands,
+        "study",
+        "write the runs of a scaling study, and say how far they are",
+        """One of
+  webssl study CONFIG      writes into the study's output_dir the config of every run and evaluation of its grid,
+                           scripts that start them, what they will take (plan.csv) and study.json. Called again it
+                           changes nothing, adds new points, or says what differs from runs that have begun.
+  webssl study status DIR  which points are not started, running, trained, evaluated
+  webssl study published   the VQA rows of the Web-SSL paper as CSV: the average as it is reported, and as it comes out
+
+`webssl report DIR` draws the figures of a study.""",
+    )
+    study.add_argument("target", metavar="CONFIG", help="a study's YAML file, or `status`, or `published`")
+    study.add_argument("rest", nargs="*", metavar="key=value | DIR", help="settings that beat the file's; or the study")
+
+    bench = command(
         commands,
         "bench",
         "time the kernels against their rivals",
@@ -161,11 +176,11 @@ ceiling. Each is also a program with options of its own: `python -m benchmarks.o
     bench.add_argument("--repeats", type=int, help="timed calls of each rival; medians are reported")
     bench.add_argument("--record", metavar="NAME", help="also append the lines to benchmarks/results/NAME.jsonl")
 
-    _data_commands(
-        _command(commands, "data", "index images, look into an index, make subsets", "What a run trains on.")
+    add_data_commands(
+        command(commands, "data", "index images, look into an index, make subsets", "What a run trains on.")
     )
 
-    filter_images = _command(
+    filter_images = command(
         commands,
         "filter",
         "find the images that contain text, as subsets to train on",
@@ -178,9 +193,9 @@ ceiling. Each is also a program with options of its own: `python -m benchmarks.o
 
 Start the same command again after a kill: what is judged is kept. With other thresholds it judges nothing anew.""",
     )
-    _config_arguments(filter_images)
+    config_arguments(filter_images)
 
-    _command(
+    command(
         commands,
         "info",
         "show versions, devices, and which kernels are built and verified",
@@ -233,8 +248,10 @@ def _run(args: argparse.Namespace) -> None:
         from webssl_fast.recipes.report import report
 
         report(args.run_dirs, args.output, args.images)
+    elif args.command == "study":
+        _run_study(args)
     elif args.command == "data":
-        _run_data(args)
+        run_data(args)
     elif args.command == "filter":
         from webssl_fast.recipes.filter import filter_by_config
 
@@ -249,149 +266,15 @@ def _run(args: argparse.Namespace) -> None:
         info()
 
 
-def _data_commands(data: argparse.ArgumentParser) -> None:
-    commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-    index = _command(
-        commands,
-        "index",
-        "write an index, which opens at once whatever its size",
-        """Reads the headers of SOURCE once and writes INDEX, for data.source and the sources of evaluations. SOURCE is
-a folder, shards or Parquet files as data.source has them; shards may lie on an object store.
-
-Start the same command again after a kill: what is done is kept in INDEX.parts, and the result is the same, byte for
-byte. Damaged shards give the samples before the damage; `webssl data inspect` lists them.""",
-    )
-    index.add_argument("source", metavar="SOURCE")
-    index.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX")
-    _executor_arguments(index)
-    index.add_argument(
-        "--find-duplicates", action="store_true", help="also list keys that come twice in any shards, on disk"
-    )
-    index.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out shards that cannot be read at all, for good"
-    )
-
-    inspect = _command(
-        commands,
-        "inspect",
-        "show what an index holds",
-        "Shows counts, sizes of images, what is wrong with the shards, and writes sample pictures as a contact sheet.",
-    )
-    inspect.add_argument("index", metavar="INDEX", help="an index, or any data source")
-    inspect.add_argument("-o", "--output", type=Path, help="the contact sheet (default: INDEX.png)")
-    inspect.add_argument("--pictures", type=int, default=48, help="so many, 0: none (default: %(default)s)")
-
-    subset = _command(
-        commands,
-        "subset",
-        "combine subsets of an index, or sample from one",
-        """Starts from START, applies the options in the order in which they stand, and writes SUBSET, for data.subset:
-  webssl data subset web.index --share 0.1 -o tenth.subset
-  webssl data subset light.subset --not heavy.subset --or kept.subset --index web.index -o both.subset""",
-    )
-    subset.add_argument("start", metavar="START", help="a subset, or an index: all of it")
-    subset.add_argument("-o", "--output", type=Path, required=True, metavar="SUBSET")
-    subset.add_argument("--index", help="the index that START is a subset of (default: where it was made)")
-    for name, words in (
-        ("and", "keep what is in this subset too"),
-        ("or", "add this subset"),
-        ("not", "take this subset away"),
-        ("ids", "keep the sample ids of this text file, one a line"),
-        ("share", "keep this share, drawn by --seed"),
-    ):
-        subset.add_argument(f"--{name}", action=_InOrder, dest="operations", metavar=name[0].upper(), help=words)
-    subset.add_argument("--seed", type=int, default=0, help="of --share (default: %(default)s)")
-
-    curate = _command(
-        commands,
-        "curate",
-        "balance an index by its captions, as MetaCLIP does",
-        """Matches the captions of INDEX with the entries of a metadata list, and writes SUBSET, for data.subset: of
-each entry about CAP captions at the most, and no caption that matches none. Counts of each entry before and after are
-written into SUBSET.entries.tsv. Start the same command again after a kill: what is done is kept in SUBSET.parts.
-  webssl data curate web.index --metadata metadata.json --cap 20000 -o balanced.subset""",
-    )
-    curate.add_argument("index", metavar="INDEX", help="of `webssl data index`, with captions")
-    curate.add_argument(
-        "--metadata", type=Path, required=True, metavar="FILE", help="a text file, one entry a line, or a .json list"
-    )
-    curate.add_argument(
-        "--cap",
-        type=int,
-        required=True,
-        help="captions of an entry from which on they are drawn (20000 for 400M pairs)",
-    )
-    curate.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    curate.add_argument("-o", "--output", type=Path, required=True, metavar="SUBSET")
-    _executor_arguments(curate)
-
-
-def _run_data(args: argparse.Namespace) -> None:
-    from webssl_fast.recipes import prepare_data
-
-    if args.data_command == "index":
-        prepare_data.index(args.source, args.output, _executor(args), args.find_duplicates, args.skip_unreadable)
-    elif args.data_command == "inspect":
-        prepare_data.inspect(args.index, args.output, args.pictures)
-    elif args.data_command == "curate":
-        prepare_data.curate(args.index, args.metadata, args.output, _executor(args), args.cap, args.seed)
-    else:
-        prepare_data.subset(args.start, args.output, args.index, args.operations or [], args.seed)
-
-
-class _InOrder(argparse.Action):
-    """Collects (option, value) in the order of the command line."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        operations = getattr(namespace, self.dest) or []
-        setattr(namespace, self.dest, [*operations, (str(option_string).lstrip("-"), values)])
-
-
-class _AnyOrder(argparse.ArgumentParser):
-    """Takes key=value after options too: argparse itself looks for positional arguments in one place only."""
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
-        namespace, rest = super().parse_known_args(args, namespace)
-        if hasattr(namespace, "overrides"):
-            overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-            namespace.overrides = [*namespace.overrides, *overrides]
-            rest = [word for word in rest if word not in overrides]
-        return namespace, rest
-
-
-def _command(commands, name: str, summary: str, description: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
-def _executor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--executor",
-        choices=["local", "ray"],
-        default="local",
-        help="this machine's processes, or actors of a Ray cluster, whose machines must all see the output's folder "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes or actors (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--ray-address", default="", metavar="ADDRESS", help="of the cluster (default: RAY_ADDRESS, or one of its own)"
-    )
-
-
-def _executor(args: argparse.Namespace) -> ExecutorConfig:
-    from webssl_fast.config.schema import ExecutorConfig
+def _run_study(args: argparse.Namespace) -> None:
     from webssl_fast.errors import UserError
+    from webssl_fast.recipes import study
 
-    if args.ray_address and args.executor != "ray":
-        raise UserError(f"--ray-address {args.ray_address} goes with --executor ray, got --executor {args.executor}")
-    return ExecutorConfig(kind=args.executor, num_workers=max(1, args.workers), address=args.ray_address)
-
-
-def _config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config", type=Path, metavar="CONFIG", help="a YAML file; its keys are those of webssl_fast/config"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
+    if args.target == "published":
+        study.published()
+    elif args.target != "status":
+        study.write(Path(args.target), args.rest)
+    elif len(args.rest) == 1:
+        study.status(Path(args.rest[0]))
+    else:
+        raise UserError(f"webssl study status takes the directory of one study, got {args.rest or 'none'}")

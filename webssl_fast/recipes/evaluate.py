@@ -56,10 +56,7 @@ def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str,
     Each prints a table and writes `output_dir/eval/<name>.json` when it is done.
     """
     with prepared(config_path, overrides) as (config, ranks):
-        wanted = {name: e for name, e in EVALUATIONS.items() if getattr(getattr(config.eval, name), e.source)}
-        if not wanted:
-            keys = ", ".join(f"eval.{name}.{e.source}" for name, e in EVALUATIONS.items())
-            raise ConfigError(f"nothing to evaluate: the config names no data; set one or more of {keys}")
+        wanted = wanted_evaluations(config)
         if not config.eval.checkpoint and not Path(config.output_dir).is_dir():
             raise UserError(f"there is no run at output_dir {config.output_dir}: train first, or set eval.checkpoint")
         source = config.eval.checkpoint or config.output_dir
@@ -93,3 +90,12 @@ def evaluate(config_path: Path, overrides: Sequence[str]) -> dict[str, dict[str,
                 print(result_table(result, beside, encoder.name, path))
             scores[name] = result.scores
     return scores
+
+
+def wanted_evaluations(config: RunConfig) -> dict[str, Evaluation]:
+    """Those that the config names data for. ConfigError where there is none."""
+    wanted = {name: e for name, e in EVALUATIONS.items() if getattr(getattr(config.eval, name), e.source)}
+    if not wanted:
+        keys = ", ".join(f"eval.{name}.{e.source}" for name, e in EVALUATIONS.items())
+        raise ConfigError(f"nothing to evaluate: the config names no data; set one or more of {keys}")
+    return wanted

@@ -23,6 +23,8 @@ from webssl_fast.records import Preprocessing
 from webssl_fast.report.features import FeaturePicture, feature_pictures
 from webssl_fast.report.page import shown_directory, write_report
 from webssl_fast.report.reconstructions import ReconstructionPicture, reconstruction_pictures
+from webssl_fast.report.study_files import is_study
+from webssl_fast.report.study_page import write_study_report
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,14 @@ PICTURE_PATCHES = 24  # patches a side: finer than training crops, so that shape
 
 def report(run_dirs: Sequence[Path], output: Path | None = None, images: Path | None = None) -> Path:
     """Writes the page (default: the first directory's report.html) and prints where it is. Pictures are left out,
-    loudly, where no run has a checkpoint yet or its images are not at hand."""
+    loudly, where no run has a checkpoint yet or its images are not at hand. A study has a page of its own."""
+    studies = [directory for directory in run_dirs if is_study(directory)]
+    if studies:
+        if len(run_dirs) > 1:
+            raise UserError(f"{studies[0]} is a study, which is reported alone; got {len(run_dirs)} directories")
+        path = write_study_report(studies[0], output)
+        print(f"wrote {path}, and {path.stem}_vqa.csv, _fits.csv, _filters.csv, _tables.csv beside it")
+        return path
     configs = {run_dir: _config(run_dir) for run_dir in run_dirs if (run_dir / "config.yaml").is_file()}
     shown = configs.get(shown_directory(run_dirs))
     pictures, reconstructions = _first_pictures(configs, images)

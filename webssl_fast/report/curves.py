@@ -125,7 +125,7 @@ def svg(chart: Chart, width: int, height: int, css_class: str = "") -> Markup:
     parts = [_grid(frame, chart)]
     for i, (level, curve) in enumerate(zip(levels, curves, strict=True)):
         parts.append(f'<g class="c{i % NUM_COLOURS}">{_dashed(frame, level)}{_curve(frame, curve)}</g>')
-    parts.append(_placed(labels, frame))
+    parts.append(placed_labels(labels, frame))
     edges = (frame.left, frame.right, frame.top, frame.bottom, frame.last_step, frame.ticks[0], frame.ticks[-1])
     geometry = " ".join(f"{edge:.6g}" for edge in (*edges, int(frame.is_log)))
     return Markup(
@@ -181,27 +181,29 @@ def _near(level: float | None, extremes: list[float]) -> float | None:
 
 
 @dataclass
-class _Label:
+class EndLabel:
+    """Text beside the end of a curve at `value`."""
+
     value: float
     text: str
     css_class: str
 
 
-def _end_labels(chart: Chart, curves: list[Condensed], levels: list[float | None]) -> list[_Label]:
+def _end_labels(chart: Chart, curves: list[Condensed], levels: list[float | None]) -> list[EndLabel]:
     labels = []
     for i, (line, level, curve) in enumerate(zip(chart.lines, levels, curves, strict=True)):
         finite = [v for v in line.values if math.isfinite(v)]
         ends = [v for v in curve.means if math.isfinite(v)]
         named = f"{line.name} " if len(chart.lines) > 1 else ""
         if ends:
-            labels.append(_Label(ends[-1], named + chart.text(finite[-1]), f"end c{i % NUM_COLOURS}"))
+            labels.append(EndLabel(ends[-1], named + chart.text(finite[-1]), f"end c{i % NUM_COLOURS}"))
         if level is not None:
             text = f"{line.level_name} {chart.text(level)}".strip()
-            labels.append(_Label(level, text, f"end level c{i % NUM_COLOURS}"))
+            labels.append(EndLabel(level, text, f"end level c{i % NUM_COLOURS}"))
     return labels
 
 
-def _frame(chart: Chart, extremes: list[float], labels: list[_Label], width: int, height: int) -> Frame:
+def _frame(chart: Chart, extremes: list[float], labels: list[EndLabel], width: int, height: int) -> Frame:
     low, high = min(extremes), max(extremes)
     is_log = chart.may_be_log and low > 0 and high > 100 * low
     num_ticks = max(2, height // 48)
@@ -279,7 +281,7 @@ def _dashed(frame: Frame, level: float | None) -> str:
     return f'<path class="level" d="M{frame.left:.1f} {frame.y(level):.1f}H{frame.right:.1f}"/>'
 
 
-def _placed(labels: list[_Label], frame: Frame) -> str:
+def placed_labels(labels: list[EndLabel], frame: Frame) -> str:
     """Labels beside the ends of their curves, moved apart where they would touch, in the order of their values."""
     labels = sorted(labels, key=lambda label: -label.value)
     ys = [frame.y(label.value) + 4 for label in labels]

@@ -90,7 +90,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters.update(number=scales.number, percent=scales.percent)
-    environment.globals.update(figure=_figure, image=_image_uri, own_file=_own_file)
+    environment.globals.update(figure=_figure, image=_image_uri, own_file=own_file)
     num_steps = run.setting("train.num_steps")
     rows = sections.score_rows(run)
     return environment.get_template("page.html").render(
@@ -222,6 +222,6 @@ def _image_uri(image: np.ndarray, kind: str = "jpeg") -> str:
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _own_file(name: str) -> Markup:
+def own_file(name: str) -> Markup:
     """Style and script of the package itself, inlined as they are."""
     return Markup((Path(__file__).parent / "template" / name).read_text(encoding="utf-8"))

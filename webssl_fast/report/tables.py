@@ -121,12 +121,12 @@ def make_tables(results: Sequence[Result]) -> Tables:
     )
 
 
-def tables_csv(tables: Tables) -> str:
-    """Both tables, one line a score, published values as they are printed."""
+def tables_csv(tables: Tables, published_alone: bool = False) -> str:
+    """Both tables, one line a score, published values as they are printed; without a row of ours only if asked for."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    writer.writerows([*_classic_lines(tables), *_alignment_lines(tables)])
+    writer.writerows([*_classic_lines(tables, published_alone), *_alignment_lines(tables)])
     return out.getvalue()
 
 
@@ -182,12 +182,12 @@ def _text(result: Result, name: str, value: float) -> str:
     return scales.percent(value) if is_percentage else scales.number(value)
 
 
-def _classic_lines(tables: Tables) -> Iterator[list[object]]:
+def _classic_lines(tables: Tables, published_alone: bool) -> Iterator[list[object]]:
     for row in tables.classic:
         for measure in MEASURES:
             if cell := row.cells.get(measure.name):
                 yield _own_line("classic_vision", cell.result, measure.name, cell.value, measure.unit, cell.departures)
-    for published in tables.published if tables.classic else ():
+    for published in tables.published if tables.classic or published_alone else ():
         name = f"{published.encoder}, {published.detail}".removesuffix(", ")
         for measure in MEASURES:
             if printed := published.printed.get(measure.name):
