@@ -131,7 +131,7 @@ def webssl(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("method", ["dinov2", "mae"])
+@pytest.mark.parametrize("method", ["dinov2", "mae", "ijepa"])
 def test_train_evaluate_report(labelled_images: Path, tmp_path: Path, method: str):
     run = tmp_path / "run"
     overrides = [

@@ -18,7 +18,8 @@ from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
 
 GOLDEN = Path(__file__).parent
-SETTINGS = {"dinov2": {"drop_path_rate": 0.3, "num_steps": 20, "ema_momentum": (0.9, 1.0)}}
+EMA = {"num_steps": 20, "ema_momentum": (0.9, 1.0)}
+SETTINGS = {"dinov2": {"drop_path_rate": 0.3, **EMA}, "ijepa": EMA}
 
 
 def first_losses(name: str) -> list[float]:

@@ -15,6 +15,7 @@ from webssl_fast.config.schema import (
     CropsConfig,
     DinoV2Config,
     HeadConfig,
+    IJepaConfig,
     MaeConfig,
     ModelConfig,
     OptimConfig,
@@ -24,6 +25,7 @@ from webssl_fast.config.schema import (
 from webssl_fast.methods.base import Method
 from webssl_fast.methods.clip import Clip
 from webssl_fast.methods.dinov2 import DinoV2
+from webssl_fast.methods.ijepa import IJepa
 from webssl_fast.methods.image_text import ImageTextMethod
 from webssl_fast.methods.mae import Mae
 from webssl_fast.methods.siglip import SigLip
@@ -64,6 +66,26 @@ def tiny_mae(
     return method
 
 
+def tiny_ijepa(
+    *,
+    seed=0,
+    init=True,
+    drop_path_rate=0.0,
+    preset="vit_mae_nano_patch14",
+    image_size_px=84,
+    num_steps=100,
+    **overrides,
+) -> IJepa:
+    """84 pixels: a grid of 6 x 6, the smallest that holds the paper's blocks."""
+    predictor = {"predictor_width": 32, "predictor_depth": 2, "predictor_num_heads": 2}
+    config = IJepaConfig(**{**predictor, **overrides})
+    model = ModelConfig(preset=preset, image_size_px=image_size_px, drop_path_rate=drop_path_rate)
+    method = IJepa(config, model, OptimConfig(), num_steps=num_steps, group_size=1, seed=seed)
+    if init:
+        method.initialize(seed)
+    return method
+
+
 def tiny_pairs_method(
     name: str, *, seed: int = 0, num_steps: int = 100, init: bool = True, **overrides: Any
 ) -> ImageTextMethod:
@@ -89,6 +111,7 @@ def tiny_pairs_method(
 TINY: dict[str, Callable[..., Method]] = {
     "dinov2": tiny_method,
     "mae": tiny_mae,
+    "ijepa": tiny_ijepa,
     "clip": partial(tiny_pairs_method, "clip"),
     "siglip": partial(tiny_pairs_method, "siglip"),
 }
