@@ -225,22 +225,28 @@ def main() -> None:
         "--precision", choices=["bf16", "fp32"], action="append", help="give twice for both; default bf16"
     )
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each side")
-    parser.add_argument("--drop-path", type=float, default=0.4, help="dinov2 only")
-    parser.add_argument("--prototypes", type=int, default=131072, help="dinov2 only")
-    parser.add_argument("--image-size", type=int, default=224, help="all but dinov2")
-    parser.add_argument("--text-preset", default="text_small", help="clip and siglip only")
-    parser.add_argument("--record", metavar="NAME", help="all but dinov2: also append to benchmarks/results/NAME.jsonl")
+    of_dinov2 = parser.add_argument_group("dinov2")
+    of_dinov2.add_argument("--drop-path", type=float, help="default: 0.4")
+    of_dinov2.add_argument("--prototypes", type=int, help="default: 131072")
+    of_others = parser.add_argument_group("all other methods")
+    of_others.add_argument("--image-size", type=int, help="pixels of a side (default: 224)")
+    of_others.add_argument("--text-preset", help="of clip and siglip (default: text_small)")
+    of_others.add_argument("--record", metavar="NAME", help="also append the lines to benchmarks/results/NAME.jsonl")
     arguments = parser.parse_args()
+    alone = arguments.method != "dinov2"
+    for name in ("drop_path", "prototypes") if alone else ("image_size", "text_preset", "record"):
+        if getattr(arguments, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} says nothing about --method {arguments.method}; leave it out")
     for precision in arguments.precision or ["bf16"]:
-        if arguments.method != "dinov2":
+        if alone:
             measure(arguments, precision)
             continue
         case = {
             "preset": arguments.preset or "vit_small_patch14",
             "num_images": arguments.batch,
             "precision": precision,
-            "drop_path_rate": arguments.drop_path,
-            "num_prototypes": arguments.prototypes,
+            "drop_path_rate": 0.4 if arguments.drop_path is None else arguments.drop_path,
+            "num_prototypes": arguments.prototypes or 131072,
             "device": arguments.device,
             "compile_blocks": arguments.compile,
         }

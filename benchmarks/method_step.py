@@ -36,6 +36,7 @@ class MethodStep:
         self.batch = host_batch.to(self.here.device)
 
     def prepare(self) -> None:
+        """What a loader's thread does to a batch, and the way to the device."""
         self.method.prepare(self.host_batch)
         self.batch = self.host_batch.to(self.here.device)
 
@@ -76,7 +77,8 @@ def measure(options: Namespace, precision: str) -> None:
         method = build_method(config)
     taken = MethodStep(method, _noise_batch(method, options.batch), config.train)
     parts = taken.parts()
-    tflop_per_image = _tflop(taken) / options.batch
+    tflop_per_image = _tflop_of_pass(taken) / options.batch
+    taken.optimize()  # which also takes the gradients away
 
     def step() -> None:
         for part in parts.values():
@@ -118,15 +120,15 @@ def measure(options: Namespace, precision: str) -> None:
 
 
 def _config(options: Namespace, precision: str) -> RunConfig:
-    preset = options.preset or PRESETS.get(options.method, "vit_base_patch14")
+    preset, image_size_px = options.preset or PRESETS.get(options.method, "vit_base_patch14"), options.image_size or 224
     method: dict = {"name": options.method}
     if options.method in ("clip", "siglip"):
         crops = RunConfig.model_validate({"method": method}).method.crops
-        method["crops"] = {**crops.model_dump(), "size_px": options.image_size}
-        method["text"] = {"preset": options.text_preset}
+        method["crops"] = {**crops.model_dump(), "size_px": image_size_px}
+        method["text"] = {"preset": options.text_preset or "text_small"}
     config = RunConfig.model_validate(
         {
-            "model": {"preset": preset, "image_size_px": options.image_size},
+            "model": {"preset": preset, "image_size_px": image_size_px},
             "method": method,
             "train": {
                 "device": options.device,
@@ -153,11 +155,9 @@ def _noise_batch(method: Method, num_images: int) -> Batch:
     return batch
 
 
-def _tflop(taken: MethodStep) -> float:
-    """Of one forward and backward, as torch counts what is executed; without compilation, whose kernels it cannot see
-    into."""
+def _tflop_of_pass(taken: MethodStep) -> float:
+    """Forward and backward, as torch counts what is executed; without compilation, into whose kernels it cannot see."""
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         taken.forward()
         taken.backward()
-    taken.optimize()
     return counter.get_total_flops() / 1e12

@@ -17,7 +17,8 @@ SMALL = {"mae": "vit_mae_nano_patch14", "ijepa": "vit_mae_nano_patch14"}
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "dinov2"])
 def test_prints_time_rate_and_shares(monkeypatch, capsys, name):
     preset = SMALL.get(name, "vit_nano_patch14")
-    arguments = ["bench_step", "--method", name, "--preset", preset, "--image-size", "84", "--text-preset", "text_nano"]
+    arguments = ["bench_step", "--method", name, "--preset", preset, "--image-size", "84"]
+    arguments += ["--text-preset", "text_nano"] if name in ("clip", "siglip") else []
     monkeypatch.setattr(sys, "argv", [*arguments, "--batch", "2", "--repeats", "2", "--threads", "1"])
     num_threads = torch.get_num_threads()
     try:
@@ -34,3 +35,11 @@ def test_prints_time_rate_and_shares(monkeypatch, capsys, name):
         expected = mae_flops_per_image(MaeConfig(), ModelConfig(preset=preset, image_size_px=84))
         # A CPU computes attention in bf16 from its formula, with a product less.
         assert line["tflop_per_image"] == pytest.approx(expected / 1e12, rel=1e-2)
+
+
+@pytest.mark.parametrize(("method", "option"), [("mae", "--prototypes"), ("dinov2", "--image-size")])
+def test_an_option_of_another_method_is_refused(monkeypatch, capsys, method, option):
+    monkeypatch.setattr(sys, "argv", ["bench_step", "--method", method, option, "64"])
+    with pytest.raises(SystemExit):
+        bench_step.main()
+    assert f"{option} says nothing about --method {method}" in capsys.readouterr().err
