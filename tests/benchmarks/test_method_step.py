@@ -2,21 +2,23 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import bench_step
+from webssl_fast.config.load import load_config
 from webssl_fast.config.schema import MaeConfig, ModelConfig
 from webssl_fast.methods import METHODS
 from webssl_fast.plan.mae_flops import mae_flops_per_image
 
-SMALL = {"mae": "vit_mae_nano_patch14", "ijepa": "vit_mae_nano_patch14"}
+SMOKE = Path(__file__).parent.parent.parent / "configs" / "smoke"
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "dinov2"])
 def test_prints_time_rate_and_shares(monkeypatch, capsys, name):
-    preset = SMALL.get(name, "vit_nano_patch14")
+    preset = load_config(SMOKE / f"{name}.yaml").model.preset
     arguments = ["bench_step", "--method", name, "--preset", preset, "--image-size", "84"]
     arguments += ["--text-preset", "text_nano"] if name in ("clip", "siglip") else []
     monkeypatch.setattr(sys, "argv", [*arguments, "--batch", "2", "--repeats", "2", "--threads", "1"])
