@@ -27,5 +27,5 @@ def test_neighbours_get_better(tmp_path, seed):
     logged = [(line["loss"], line["target_deviation"]) for line in lines if "loss" in line]
     print(f"seed {seed}: k-NN {neighbours[0]:.3f} to {neighbours[-1]:.3f}")
     print(f"seed {seed}: loss {logged[0][0]:.3f} to {logged[-1][0]:.3f}, target deviation {logged[-1][1]:.2f}")
-    assert neighbours[-1] > neighbours[0] + 0.06
+    assert neighbours[-1] > neighbours[0] + 0.025
     assert logged[-1][1] > 0.3
