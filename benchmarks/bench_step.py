@@ -1,9 +1,14 @@
-"""Time and peak memory of one training step: webssl_fast against plain eager PyTorch, interleaved in one run.
+"""Time and peak memory of a training step of any method; DINOv2's against plain eager PyTorch, interleaved in one run.
 
     python -m benchmarks.bench_step --preset vit_small_patch14 --batch 8 --threads 2 --precision bf16 --repeats 10
     python -m benchmarks.bench_step --device cuda --compile --preset vit_300m_patch14 --batch 64 --drop-path 0.3
+    python -m benchmarks.bench_step --method ijepa --preset vit_mae_base_patch16 --batch 8 --threads 2
 
-Prints one JSON line a case. Before timing, both sides compute the objective from the same weights with drop-path 0, and
+Prints one JSON line a case. Methods without a baseline (all but DINOv2) are timed by themselves: images a second, the
+FLOP rate as torch counts what is executed, and the share of each part of a step (benchmarks/method_step.py). What MAE's
+visible patches save is for bench_mae to say.
+
+DINOv2: before timing, both sides compute the objective from the same weights with drop-path 0, and
 every term and gradient norm must agree. Each side then lives in a process of its own and takes a step when told to, in
 turn: in one process the two would share an allocator and a peak, and in two runs the machine may not be the same twice.
 The waiting side sleeps on a pipe. `cpu_ms_per_step` is the processor time of all threads, which says more than the
@@ -200,6 +205,9 @@ def main() -> None:
         return work(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     if len(sys.argv) > 1 and sys.argv[1] == "compare":
         return compare(sys.argv[2], int(sys.argv[3]))
+    from benchmarks.method_step import measure
+    from webssl_fast.methods import METHODS
+
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.bench_step",
@@ -207,25 +215,38 @@ def main() -> None:
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--method", choices=list(METHODS), default="dinov2")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--compile", action="store_true", help="both sides compile their blocks")
-    parser.add_argument("--preset", default="vit_small_patch14")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks (of both sides)")
+    parser.add_argument("--preset", help="default: vit_small_patch14 for dinov2, else a ViT-B of the method's kind")
     parser.add_argument("--batch", type=int, default=8, help="images of a step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--precision", choices=["bf16", "fp32"], action="append", help="give twice for both; default bf16"
     )
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each side")
-    parser.add_argument("--drop-path", type=float, default=0.4)
-    parser.add_argument("--prototypes", type=int, default=131072)
+    of_dinov2 = parser.add_argument_group("dinov2")
+    of_dinov2.add_argument("--drop-path", type=float, help="default: 0.4")
+    of_dinov2.add_argument("--prototypes", type=int, help="default: 131072")
+    of_others = parser.add_argument_group("all other methods")
+    of_others.add_argument("--image-size", type=int, help="pixels of a side (default: 224)")
+    of_others.add_argument("--text-preset", help="of clip and siglip (default: text_small)")
+    of_others.add_argument("--record", metavar="NAME", help="also append the lines to benchmarks/results/NAME.jsonl")
     arguments = parser.parse_args()
+    alone = arguments.method != "dinov2"
+    for name in ("drop_path", "prototypes") if alone else ("image_size", "text_preset", "record"):
+        if getattr(arguments, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} says nothing about --method {arguments.method}; leave it out")
     for precision in arguments.precision or ["bf16"]:
+        if alone:
+            measure(arguments, precision)
+            continue
         case = {
-            "preset": arguments.preset,
+            "preset": arguments.preset or "vit_small_patch14",
             "num_images": arguments.batch,
             "precision": precision,
-            "drop_path_rate": arguments.drop_path,
-            "num_prototypes": arguments.prototypes,
+            "drop_path_rate": 0.4 if arguments.drop_path is None else arguments.drop_path,
+            "num_prototypes": arguments.prototypes or 131072,
             "device": arguments.device,
             "compile_blocks": arguments.compile,
         }

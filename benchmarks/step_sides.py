@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.method_step import MethodStep
 from benchmarks.plain_dinov2 import PlainConfig, PlainDinoV2
 from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import DinoV2Config, HeadConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from webssl_fast.engine.distributed import Distributed
-from webssl_fast.engine.optimizer import Optimizer
-from webssl_fast.engine.sharding import materialize
 from webssl_fast.methods.dinov2 import DinoV2
 from webssl_fast.models.presets import preset
 from webssl_fast.plan.flops import flops_per_image
@@ -111,35 +109,22 @@ class Side(Protocol):
 
 
 class WebsslSide:
-    """As the engine's loop takes a step: objective, backward, optimizer with clipping, EMA."""
+    """As the engine's loop takes a step, on a batch that is prepared already."""
 
     def __init__(self, case: StepCase, batch: Batch) -> None:
-        self.case, self.batch = case, batch
         self.method = case.method_without_weights()
-        self.here = Distributed(torch.device(case.device))
-        materialize(self.method, case.seed, self.here, case.train_config)
-
-    def _forward(self) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(self.case.device, torch.bfloat16, enabled=self.case.precision == "bf16"):
-            return self.method.training_step(self.batch, STEP)
-
-    def prepare_optimizer(self) -> None:
-        self.optimizer = Optimizer(
-            self.method, OptimConfig(), self.here, num_steps=NUM_STEPS, global_batch_size=self.case.num_images
-        )
+        self.taken = MethodStep(self.method, batch, case.train_config, step=STEP, seed=case.seed)
 
     def step(self) -> float:
-        if not hasattr(self, "optimizer"):
-            self.prepare_optimizer()
-        loss, _ = self._forward()
-        loss.backward()
-        self.optimizer.step(STEP, loss)
-        self.method.after_step(STEP)
-        return loss.item()
+        self.taken.forward()
+        self.taken.backward()
+        self.taken.optimize()
+        self.taken.after_step()
+        return self.taken.loss.item()
 
     def terms(self) -> dict[str, float]:
-        loss, terms = self._forward()
-        loss.backward()
+        terms = self.taken.forward()
+        self.taken.backward()
         terms["koleo"] = terms["koleo"] * self.method.config.koleo_weight
         return _with_grad_norms(terms, self.method.trained_modules())
 

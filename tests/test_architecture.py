@@ -17,6 +17,7 @@ import pytest
 
 from webssl_fast.config import filter as filter_schema
 from webssl_fast.config import schema, study, vqa
+from webssl_fast.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "webssl_fast"
@@ -216,6 +217,27 @@ def test_kernels_know_no_torch():
 def test_only_the_bindings_know_python():
     found = [relative(p) for p in tracked_files() if p.is_relative_to(ROOT / "csrc") and "pybind11" in p.read_text()]
     assert found == ["csrc/bindings.cpp"]
+
+
+# ---------------------------------------------------------------- methods
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_files(name: str):
+    files = [f"webssl_fast/methods/{name}.py", f"tests/golden/{name}.json", f"configs/smoke/{name}.yaml"]
+    missing = [path for path in files if not (ROOT / path).is_file()]
+    assert not missing, f"docs/adding_a_method.md asks for these: {missing}"
+
+
+def test_engine_and_data_name_no_method():
+    found = [
+        f"{relative(path)}, line {node.lineno}: {node.value!r}"
+        for component in ("engine", "data")
+        for path in python_files(PACKAGE / component)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Constant) and node.value in METHODS
+    ]
+    assert not found, "the protocol (methods/base.py) is all that the engine knows of a method"
 
 
 # ---------------------------------------------------------------- files and names

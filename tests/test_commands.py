@@ -140,7 +140,7 @@ def webssl(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("method", ["dinov2", "mae"])
+@pytest.mark.parametrize("method", ["dinov2", "mae", "ijepa"])
 def test_train_evaluate_report(labelled_images: Path, tmp_path: Path, method: str):
     run = tmp_path / "run"
     overrides = [
@@ -170,11 +170,15 @@ def test_info_names_every_kernel():
         assert op in printed
 
 
-def test_benchmark_runs():
-    command = [sys.executable, "-m", "benchmarks.bench_step", "--preset", "vit_nano_patch14", "--batch", "2"]
-    command += ["--prototypes", "64", "--repeats", "1", "--precision", "fp32", "--threads", "1"]
+def bench_step(*arguments: str) -> dict:
+    command = [sys.executable, "-m", "benchmarks.bench_step", *arguments, "--batch", "2", "--repeats", "1"]
+    command += ["--precision", "fp32", "--threads", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    line = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_benchmark_runs():
+    line = bench_step("--preset", "vit_nano_patch14", "--prototypes", "64")
     assert line["ms_per_step"] > 0 and line["peak_rss_mb"] > 0 and line["baseline_ms_per_step"] > 0
     assert line["largest_difference"]["relative"] < 1e-3

@@ -35,7 +35,10 @@ def test_overrides_beat_file_beats_base_beats_defaults(tmp_path):
         ("- 1", "must hold a mapping"),
         ("a: [", "not valid YAML"),
         ("base: nowhere.yaml", "no config file .*nowhere.yaml"),
-        ("method: {name: maee}", "method.name: 'maee' is no method; allowed: 'dinov2', 'mae', 'clip', 'siglip'"),
+        (
+            "method: {name: maee}",
+            "method.name: 'maee' is no method; allowed: 'dinov2', 'mae', 'ijepa', 'clip', 'siglip'",
+        ),
     ],
 )
 def test_mistakes_are_explained(tmp_path, text, expected):

@@ -9,6 +9,7 @@ import pytest
 
 from webssl_fast.config.load import load_config
 from webssl_fast.config.resolve import resolve
+from webssl_fast.models.presets import preset
 from webssl_fast.schedules import scaled_lr
 
 FOLDER = Path(__file__).parent.parent.parent / "configs" / "pretrain"
@@ -70,6 +71,22 @@ def test_web_mae_sizes(size):
     assert (optim.layerwise_decay, optim.patch_embed_lr_factor, optim.betas) == (1.0, 1.0, (0.9, 0.95))
     assert (method.mask_ratio, method.normalize_pixels, method.crop_scale) == (0.75, True, (0.2, 1.0))
     assert (method.decoder_width, method.decoder_depth, method.decoder_num_heads) == (512, 8, 16)
+
+
+def test_ijepa_is_its_authors_recipe():
+    config = resolved("ijepa_huge_in1k")
+    train, optim, method = config.train, config.optim, config.method
+    size, steps_per_epoch = preset(config.model.preset), IMAGENET_1K // 2048
+    assert (size.width, size.depth, size.num_heads, size.patch_size) == (1280, 32, 16, 14)
+    assert (train.global_batch_size, train.num_steps) == (2048, 300 * steps_per_epoch)
+    assert optim.warmup_steps == 40 * steps_per_epoch
+    assert scaled_lr(optim.base_lr, train.global_batch_size, optim.lr_scaling) == pytest.approx(1e-3)
+    assert (optim.min_lr, optim.weight_decay, optim.clip_grad_norm) == (1e-6, (0.04, 0.4), None)
+    assert (optim.layerwise_decay, optim.patch_embed_lr_factor, optim.betas) == (1.0, 1.0, (0.9, 0.999))
+    assert (method.crop_scale, method.flip_probability, method.num_target_blocks) == ((0.3, 1.0), 0.0, 4)
+    assert (method.target_scale, method.target_aspect, method.context_scale) == ((0.15, 0.2), (0.75, 1.5), (0.85, 1.0))
+    assert (method.predictor_width, method.predictor_depth, method.predictor_num_heads) == (384, 12, size.num_heads)
+    assert (method.ema_momentum, method.loss) == ((0.996, 1.0), "smooth_l1")
 
 
 @pytest.mark.parametrize("billions", [1, 4, 8])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.methods.tiny import crop_groups, tiny_method
+from tests.methods.tiny import batch_at, tiny_method
 from webssl_fast.config.schema import OptimConfig, TrainConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.loop import micro_steps, train
@@ -32,7 +32,7 @@ METHOD = {"group_size": 2, "num_steps": NUM_STEPS, "drop_path_rate": 0.3, "ema_m
 
 
 class NoiseLoader:
-    """Batches of noise for a method; writes down the positions that it handed out."""
+    """Batches of noise for any method; writes down the positions that it handed out."""
 
     def __init__(self, method: Method, config: TrainConfig, distributed: Distributed, stop_at_step: int | None = None):
         self.method, self.distributed, self.stop_at_step = method, distributed, stop_at_step
@@ -49,15 +49,7 @@ class NoiseLoader:
         first = step * self.global_batch_size + (micro_step * world_size + rank) * per_pass
         positions = np.arange(first, first + per_pass)
         self.positions.setdefault(step, []).extend(positions.tolist())
-        images = [self._image(int(position)) for position in positions]
-        crops = [torch.stack(group, dim=1) for group in zip(*images, strict=True)]
-        batch = Batch(positions, positions.copy(), crops, torch.full((per_pass,), -1))
-        self.method.prepare(batch)
-        return batch
-
-    def _image(self, position: int) -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(position)
-        return [torch.randn(num, 3, size, size, generator=generator) for num, size in crop_groups(self.method)]
+        return batch_at(self.method, positions)
 
 
 def run_dinov2(

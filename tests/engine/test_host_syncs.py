@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.dinov2_run import METHOD, OPTIM, TRAIN, NoiseLoader
-from tests.methods.tiny import tiny_mae, tiny_method
+from tests.methods.tiny import TINY, tiny_method
 from webssl_fast.config.schema import DinoV2Config, ModelConfig, OptimConfig, TrainConfig
 from webssl_fast.engine.blocks import checkpoint_blocks
 from webssl_fast.engine.distributed import Distributed
@@ -109,8 +109,9 @@ def test_no_step_between_logged_lines_reads_the_device(tmp_path, case):
     assert_only_logged_lines_read(run(tmp_path, *CASES[case]))
 
 
-def test_no_step_of_mae_between_logged_lines_reads_the_device(tmp_path):
-    assert_only_logged_lines_read(run(tmp_path, {"precision": "bf16"}, {}, {"init": False}, make=tiny_mae))
+@pytest.mark.parametrize("name", [name for name in TINY if name != "dinov2"])
+def test_no_step_of_any_other_method_reads_the_device(tmp_path, name):
+    assert_only_logged_lines_read(run(tmp_path, {"precision": "bf16"}, {}, {"init": False}, make=TINY[name]))
 
 
 def assert_only_logged_lines_read(by_step):

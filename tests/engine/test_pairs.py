@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.comparison import assert_same_run, metrics_of
-from tests.engine.pairs_run import NUM_STEPS, gradients, gradients_of_each, run_each, run_pairs, step_as_on_gpus
+from tests.engine.pairs_run import gradients, gradients_of_each, steps_as_on_gpus
 from tests.engine.rank_processes import run_ranks
 from webssl_fast.engine.distributed import Distributed
 
@@ -33,37 +32,16 @@ def test_gradient_caching_changes_nothing(name):
     assert_same_gradients(gradients(CPU, name, CACHED, {"activation_checkpointing": "full"}), expected)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_two_ranks_have_the_gradients_of_the_joint_batch(name):
-    expected = gradients(CPU, name, {})
-    for of_rank in run_ranks(2, gradients_of_each, name, [{}, CACHED]):
-        for found in of_rank:
-            assert_same_gradients(found, expected)
+def test_two_ranks_have_the_gradients_of_the_joint_batch():
+    for of_rank in run_ranks(2, gradients_of_each, METHODS, [{}, CACHED]):
+        for name in METHODS:
+            expected = gradients(CPU, name, {})
+            for found in of_rank[name]:
+                assert_same_gradients(found, expected)
 
 
-def test_two_ranks_train_what_one_trains_and_hand_over(tmp_path):
-    run_each(CPU, METHODS, tmp_path / "one")
-    settings = {"activation_checkpointing": "selective"}
-    run_ranks(2, run_each, METHODS, tmp_path / "two", CACHED, settings, NUM_STEPS // 2)
-    run_each(CPU, METHODS, tmp_path / "two")  # goes on from what two ranks saved
-    for name in METHODS:
-        rows, expected = metrics_of(tmp_path / "two" / name), metrics_of(tmp_path / "one" / name)
-        assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
-        for key in ("loss", "logit_scale", "grad_norm/backbone", "grad_norm/text", "grad_norm/logit_scale"):
-            values, expected_values = ([row[key] for row in each] for each in (rows, expected))
-            assert values == pytest.approx(expected_values, rel=1e-4), (name, key)
-
-
-def test_a_killed_run_of_two_passes_a_step_goes_on_bit_for_bit(tmp_path):
-    settings = {"micro_batch_size": 4}
-    run_pairs(CPU, "clip", tmp_path / "whole", None, settings)
-    run_pairs(CPU, "clip", tmp_path / "killed", None, settings, stop_at_step=4)
-    run_pairs(CPU, "clip", tmp_path / "killed", None, settings)
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_weights_gathered_as_bf16_leave_the_scale_in_fp32(name):
-    expected, _ = gradients(CPU, name, {})
-    for loss, scale_dtype in run_ranks(2, step_as_on_gpus, name):
-        assert loss == pytest.approx(expected, rel=2e-2) and scale_dtype == torch.float32
+def test_weights_gathered_as_bf16_leave_the_scale_in_fp32():
+    for of_rank in run_ranks(2, steps_as_on_gpus, METHODS):
+        for name, (loss, scale_dtype) in of_rank.items():
+            expected, _ = gradients(CPU, name, {})
+            assert loss == pytest.approx(expected, rel=2e-2) and scale_dtype == torch.float32, name

@@ -12,28 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.methods.tiny import noise_batch, tiny_mae, tiny_method
-from tests.methods.tiny_pairs import noise_pairs, tiny_pairs_method
+from tests.methods.tiny import TINY, noise_batch, noise_pairs
 from webssl_fast.config.schema import OptimConfig
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
 
 GOLDEN = Path(__file__).parent
-# By name: the method, and its batch of a step.
-METHODS = {
-    "dinov2": (
-        lambda: tiny_method(drop_path_rate=0.3, num_steps=20, ema_momentum=(0.9, 1.0)),
-        lambda method, step: noise_batch(method, 8 * step, 8, seed=step),
-    ),
-    "mae": (tiny_mae, lambda method, step: noise_batch(method, 8 * step, 8, seed=step)),
-    "clip": (lambda: tiny_pairs_method("clip"), lambda method, step: noise_pairs(method, 8 * step)),
-    "siglip": (lambda: tiny_pairs_method("siglip"), lambda method, step: noise_pairs(method, 8 * step)),
-}
+EMA = {"num_steps": 20, "ema_momentum": (0.9, 1.0)}
+SETTINGS = {"dinov2": {"drop_path_rate": 0.3, **EMA}, "ijepa": EMA}
 
 
 def first_losses(name: str) -> list[float]:
-    make_method, make_batch = METHODS[name]
-    method = make_method()
+    method = TINY[name](**SETTINGS.get(name, {}))
     optimizer = Optimizer(
         method,
         OptimConfig(base_lr=2e-2, warmup_steps=5),
@@ -43,7 +33,8 @@ def first_losses(name: str) -> list[float]:
     )
     losses = []
     for step in range(20):
-        loss, _ = method.training_step(make_batch(method, step), step)
+        batch = noise_pairs(method, 8 * step) if method.wants_captions else noise_batch(method, 8 * step, 8, seed=step)
+        loss, _ = method.training_step(batch, step)
         loss.backward()
         optimizer.step(step, loss.detach())
         method.after_step(step)
@@ -51,7 +42,7 @@ def first_losses(name: str) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TINY)
 def test_first_losses_are_the_golden_ones(name):
     golden = json.loads((GOLDEN / f"{name}.json").read_text())
     losses = first_losses(name)
@@ -61,5 +52,5 @@ def test_first_losses_are_the_golden_ones(name):
 
 
 if __name__ == "__main__":
-    for name in METHODS:
+    for name in TINY:
         (GOLDEN / f"{name}.json").write_text(json.dumps(first_losses(name)) + "\n")

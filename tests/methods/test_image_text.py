@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.methods.tiny_pairs import noise_pairs, tiny_pairs_method
+from tests.methods.tiny import noise_pairs, tiny_pairs_method
 from webssl_fast.config.schema import ClipConfig, CropsConfig, ModelConfig, OptimConfig, TextConfig
 from webssl_fast.errors import ConfigError
 from webssl_fast.methods.base import Method

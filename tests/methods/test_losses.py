@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from webssl_fast.methods.losses import koleo, masked_pixel_loss
+from webssl_fast.methods.losses import feature_distance, koleo, masked_pixel_loss
 
 
 def test_koleo_matches_the_formula():
@@ -49,3 +49,21 @@ def test_masked_pixel_loss_matches_the_formula(normalize):
     torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert masked_pixel_loss(prediction, pixels, normalize=normalize) == loss
+
+
+@pytest.mark.parametrize("kind", ["l2", "smooth_l1"])
+def test_feature_distance_matches_the_formula(kind):
+    generator = torch.Generator().manual_seed(0)
+    prediction = (torch.randn(5, 12, generator=generator) * 2).requires_grad_()
+    target = torch.randn(5, 12, generator=generator)
+    expected = 0.0
+    for difference in (prediction.double() - target.double()).flatten():
+        size = difference.abs()
+        smooth = size**2 / 2 if size < 1 else size - 0.5
+        expected = expected + (smooth if kind == "smooth_l1" else size**2) / 60
+    loss = feature_distance(prediction, target, kind)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    (grad,), (expected_grad,) = (torch.autograd.grad(x, prediction) for x in (loss, expected))
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert feature_distance(prediction, target, kind) == loss

@@ -13,7 +13,7 @@ from tests.models.published import (
     random_state,
     random_teacher,
 )
-from tests.recipes.test_encoder_source import make_mae_run, make_run
+from tests.recipes.test_encoder_source import make_ijepa_run, make_mae_run, make_run
 from webssl_fast.cli import main
 from webssl_fast.models.weight_files import read_pth
 from webssl_fast.recipes.encoder_source import load_encoder, read_weights
@@ -120,6 +120,19 @@ def test_every_way_from_a_mae_run_keeps_every_bit(tmp_path, path):
         source = target
     assert convert(source, "webssl", tmp_path / "back.pth") == 0
     assert_same_bits(read_pth(tmp_path / "back.pth"), method.backbone.state_dict())
+
+
+def test_the_target_encoder_of_an_ijepa_run_goes_to_transformers(tmp_path):
+    method = make_ijepa_run(tmp_path / "mine")
+    assert convert(tmp_path / "mine", "hf", tmp_path / "hf") == 0
+    model = transformers.ViTModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
+    images = torch.randn(2, 3, 84, 84)
+    with torch.no_grad():
+        expected = model(images).last_hidden_state[:, 1:]
+        found = load_encoder(tmp_path / "mine")(images)
+    torch.testing.assert_close(found.patch_tokens, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.cls_token, expected.mean(dim=1), atol=1e-5, rtol=1e-5)
+    assert_same_bits(read_weights([tmp_path / "hf"]).backbone, method.teacher.backbone.state_dict())
 
 
 def test_a_mae_run_does_not_start_from_published_weights(tmp_path, capsys):

@@ -13,6 +13,7 @@ from webssl_fast.config.schema import (
     DecodeConfig,
     DinoV2Config,
     HeadConfig,
+    IJepaConfig,
     MaeConfig,
     ModelConfig,
     RunConfig,
@@ -49,10 +50,20 @@ def make_run(folder, **model):
 
 def make_mae_run(folder):
     """The same by MAE."""
+    return _make_gelu_run(folder, MaeConfig(decoder_width=32, decoder_depth=2, decoder_num_heads=2), image_size_px=56)
+
+
+def make_ijepa_run(folder):
+    """The same by I-JEPA, at 84 pixels."""
+    sizes = {"predictor_width": 32, "predictor_depth": 2, "predictor_num_heads": 2}
+    return _make_gelu_run(folder, IJepaConfig(**sizes), image_size_px=84)
+
+
+def _make_gelu_run(folder, method_config, image_size_px):
     config = RunConfig(
         output_dir=str(folder),
-        model=ModelConfig(preset="vit_mae_nano_patch14", image_size_px=56),
-        method=MaeConfig(decoder_width=32, decoder_depth=2, decoder_num_heads=2),
+        model=ModelConfig(preset="vit_mae_nano_patch14", image_size_px=image_size_px),
+        method=method_config,
         train=TrainConfig(global_batch_size=4, group_size=4),
     )
     method = build_method(config)
@@ -80,6 +91,17 @@ def test_own_run_gives_its_teacher(tmp_path, level):
     assert isinstance(encoder, Encoder) and encoder.name == "mine/step_00000004"
     assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
     assert_same_bits(encoder.backbone.state_dict(), method.teacher.backbone.state_dict())
+
+
+def test_a_run_without_a_trained_class_token_is_judged_by_its_patch_mean(tmp_path, caplog):
+    method = make_ijepa_run(tmp_path / "mine")
+    encoder, images = load_encoder(tmp_path / "mine"), torch.randn(2, 3, 84, 84)
+    assert_same_bits(encoder.backbone.state_dict(), method.teacher.backbone.state_dict())
+    assert "mine/step_00000004 has no trained class token; the mean of its patch tokens stands in" in caplog.text
+    for judged in (encoder, untrained_twin(encoder, seed=0)):
+        with torch.no_grad():
+            features = judged(images)
+        assert judged.cls_source == "patch_mean" and torch.equal(features.cls_token, features.patch_tokens.mean(dim=1))
 
 
 def test_own_weights_come_without_padding(tmp_path):

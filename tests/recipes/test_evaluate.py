@@ -41,7 +41,7 @@ def test_hugging_face_folder(evaluate, tmp_path, caplog):
     result, printed = evaluate(tmp_path / "ijepa")
     assert result["encoder"]["name"] == "ijepa" and "untrained_scores" not in result and "untrained" not in printed
     assert result["scores"]["cls_top1"] == result["scores"]["patch_mean_top1"] == 1.0
-    assert "ijepa has no class token; the mean of its patch tokens stands in its place" in caplog.text
+    assert "ijepa has no trained class token; the mean of its patch tokens stands in its place" in caplog.text
 
 
 def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(photos, tmp_path, capsys):

@@ -175,6 +175,28 @@ class MaeConfig(Config):
     init_from: str | tuple[str, ...] | None = None  # an own checkpoint whose weights start this run
 
 
+class IJepaConfig(Config):
+    """I-JEPA (arXiv 2301.08243). One crop of model.image_size_px an image, and no other augmentation. Scales are shares
+    of the crop's area, aspects height / width."""
+
+    name: Literal["ijepa"] = "ijepa"
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.3, 1.0)  # of the image's area
+    flip_probability: Probability = 0.0
+    num_target_blocks: PositiveInt = 4
+    target_scale: tuple[PositiveFloat, PositiveFloat] = (0.15, 0.2)  # of each block whose features are predicted
+    target_aspect: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.5)
+    context_scale: tuple[PositiveFloat, PositiveFloat] = (0.85, 1.0)  # of the square that the encoder sees ...
+    # ... less the target blocks, and of the rest so many of all patches (methods/multiblock.py).
+    context_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    predictor_width: PositiveInt = 384
+    predictor_depth: PositiveInt = 12
+    predictor_num_heads: PositiveInt = 12  # the paper: as many as the encoder has
+    loss: Literal["smooth_l1", "l2"] = "smooth_l1"  # the authors' code; l2: the paper's section 3
+    ema_momentum: tuple[Probability, Probability] = (0.996, 1.0)  # linear over the run
+
+    init_from: str | None = None  # the checkpoint of a run by the same method, whose weights start this one
+
+
 class TextConfig(Config):
     """The text tower of CLIP and SigLIP: a causal transformer over byte pairs."""
 
@@ -222,7 +244,7 @@ class SigLipConfig(ImageTextConfig):
     init_logit_bias: float = -10.0
 
 
-MethodConfig = DinoV2Config | MaeConfig | ClipConfig | SigLipConfig
+MethodConfig = DinoV2Config | MaeConfig | IJepaConfig | ClipConfig | SigLipConfig
 
 
 # ---------------------------------------------------------------- optimisation

@@ -8,10 +8,17 @@ from webssl_fast.config.schema import RunConfig
 from webssl_fast.methods.base import Method
 from webssl_fast.methods.clip import Clip
 from webssl_fast.methods.dinov2 import DinoV2
+from webssl_fast.methods.ijepa import IJepa
 from webssl_fast.methods.mae import Mae
 from webssl_fast.methods.siglip import SigLip
 
-METHODS: dict[str, Callable[..., Method]] = {"dinov2": DinoV2, "mae": Mae, "clip": Clip, "siglip": SigLip}
+METHODS: dict[str, Callable[..., Method]] = {
+    "dinov2": DinoV2,
+    "mae": Mae,
+    "ijepa": IJepa,
+    "clip": Clip,
+    "siglip": SigLip,
+}
 
 
 def build_method(config: RunConfig) -> Method:

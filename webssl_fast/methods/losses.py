@@ -1,6 +1,6 @@
 """Losses as pure functions of tensors. (The prototype losses are the op `prototype_cross_entropy`.)
 
-Dimensions: C groups, G images of a group, D width, R masked patches, P pixel values of a patch.
+Dimensions: C groups, G images of a group, D width, R masked or target patches, P pixel values of a patch.
 """
 
 from __future__ import annotations
@@ -46,3 +46,17 @@ def masked_pixel_loss(prediction_RP: Tensor, pixels_RP: Tensor, *, normalize: bo
             variance_R1, mean_R1 = torch.var_mean(target_RP, dim=-1, keepdim=True)
             target_RP = (target_RP - mean_R1) * torch.rsqrt(variance_R1 + PIXEL_EPS)
         return F.mse_loss(prediction_RP.float(), target_RP)
+
+
+def feature_distance(prediction_RD: Tensor, target_RD: Tensor, kind: str) -> Tensor:
+    """I-JEPA's loss (Assran et al., arXiv 2301.08243, equation of section 3): how far predicted features are from their
+    targets, on average over patches and channels.
+
+    kind  "l2": the square of each difference d (the paper adds up channels, which is a constant factor);
+          "smooth_l1" (the authors' code): d^2 / 2 where |d| < 1, |d| - 1/2 beyond (Girshick, arXiv 1504.08083)
+
+    Computed in fp32 whatever the inputs and autocast say.
+    """
+    with torch.autocast(prediction_RD.device.type, enabled=False):
+        distance = {"l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}[kind]
+        return distance(prediction_RD.float(), target_RD.float())

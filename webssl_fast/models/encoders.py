@@ -30,9 +30,9 @@ class Encoder(Protocol):
 
     name           what tables and caches call it
     image_size_px  side of the images that it was trained on last
-    cls_source     what `Features.cls_token` holds: "cls_token"; for networks that have none, "pooled" (the network's
-                   own pooling of its last block after the final norm; the patch mean of any other block, or without
-                   the norm) or "patch_mean"
+    cls_source     what `Features.cls_token` holds: "cls_token"; for networks that have none, or none that was trained,
+                   "pooled" (the network's own pooling of its last block after the final norm; the patch mean of any
+                   other block, or without the norm) or "patch_mean"
     preprocessing  of images at image_size_px; `preprocessing.at(px)` for another size
     """
 
@@ -65,17 +65,17 @@ class Encoder(Protocol):
 class BackboneEncoder(nn.Module):
     """A VisionTransformer of ours as an `Encoder`."""
 
-    cls_source: ClsSource = "cls_token"
-
-    def __init__(self, backbone: VisionTransformer, name: str):
+    def __init__(self, backbone: VisionTransformer, name: str, *, trained_cls_token: bool = True):
+        """`trained_cls_token` False: the mean of the patch tokens stands in the class token's place."""
         super().__init__()
-        self.backbone, self.name = backbone, name
+        self.backbone, self.name, self.trained_cls_token = backbone, name, trained_cls_token
+        self.cls_source: ClsSource = "cls_token" if trained_cls_token else "patch_mean"
         self.patch_size, self.width, self.num_blocks = backbone.patch_size, backbone.width, backbone.depth
         self.image_size_px = backbone.config.image_size_px
         self.preprocessing = WEB_SSL_PREPROCESSING.at(self.image_size_px)
 
     def forward(self, images_B3HW: Tensor) -> Features:
-        return self.backbone([images_B3HW])[0]
+        return self._stand_in(self.backbone([images_B3HW])[0])
 
     @classmethod
     def from_weights(cls, weights: Weights) -> BackboneEncoder:
@@ -87,7 +87,13 @@ class BackboneEncoder(nn.Module):
 
     def block_features(self, images_B3HW: Tensor, blocks: Sequence[int], *, final_norm: bool = True) -> list[Features]:
         blocks = block_indices(blocks, self.num_blocks)
-        return self.backbone.block_features(images_B3HW, blocks, final_norm=final_norm)
+        of_blocks = self.backbone.block_features(images_B3HW, blocks, final_norm=final_norm)
+        return [self._stand_in(features) for features in of_blocks]
+
+    def _stand_in(self, features: Features) -> Features:
+        if self.trained_cls_token:
+            return features
+        return Features(features.patch_tokens.mean(dim=1), features.patch_tokens)
 
 
 def block_indices(blocks: Sequence[int], num_blocks: int) -> list[int]:

@@ -61,7 +61,11 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
     encoder.to(device).eval().requires_grad_(False)
     assert isinstance(encoder, Encoder)
     if encoder.cls_source != "cls_token":
-        logger.warning("%s has no class token; %s stands in its place", encoder.name, _STANDS_IN[encoder.cls_source])
+        logger.warning(
+            "%s has no trained class token; %s stands in its place",
+            encoder.name,
+            _STANDS_IN[encoder.cls_source],
+        )
     return encoder
 
 
@@ -88,7 +92,7 @@ def untrained_twin(encoder: Encoder, seed: int) -> BackboneEncoder:
     assert isinstance(encoder, BackboneEncoder)
     backbone = type(encoder.backbone)(encoder.backbone.config)
     backbone.initialize(seed, "backbone")
-    twin = BackboneEncoder(backbone, f"{encoder.name} untrained")
+    twin = BackboneEncoder(backbone, f"{encoder.name} untrained", trained_cls_token=encoder.trained_cls_token)
     return twin.to(encoder.backbone.cls_token.device).eval().requires_grad_(False)
 
 

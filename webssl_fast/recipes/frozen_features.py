@@ -61,6 +61,7 @@ class FrozenFeatures:
         data.decode.backend is auto: the two agree to a level or two of 255.)"""
         return {
             "encoder": self._encoder_hash,
+            "cls_source": self._encoder.cls_source,
             "data": self._ranks.gather(source_identity(index) if self._ranks.is_main else "")[0],
             "preprocessing": asdict(self.preprocessing),
             "decode": self._config.data.decode.model_dump(mode="json"),

@@ -25,7 +25,7 @@ from webssl_fast.report.result_files import Result, read_results
 from webssl_fast.report.run_files import Run, read_run
 from webssl_fast.report.tables import make_tables, tables_csv
 
-METHOD_NAMES = {"dinov2": "DINOv2", "mae": "MAE", "clip": "CLIP"}
+METHOD_NAMES = {"dinov2": "DINOv2", "mae": "MAE", "ijepa": "I-JEPA", "clip": "CLIP", "siglip": "SigLIP"}
 DENSE = ("segmentation", "depth")
 MAX_TABLE_ROWS = 50
 # Pixels of a chart's view box, near to those it gets on screen so that its text keeps its size. Larger charts are drawn
