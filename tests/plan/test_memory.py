@@ -17,8 +17,9 @@ from webssl_fast.config.schema import RunConfig
 from webssl_fast.engine import sharding
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.methods.dinov2 import DinoV2
-from webssl_fast.plan.memory import Memory, memory_choices, step_memory
-from webssl_fast.plan.step_shape import step_shape
+from webssl_fast.plan.choices import memory_choices
+from webssl_fast.plan.memory import Memory, step_memory
+from webssl_fast.plan.steps import step_of
 from webssl_fast.recipes.plan import parameter_counts
 from webssl_fast.recipes.setup import describe_method
 
@@ -47,7 +48,7 @@ def tracked_peak(config: RunConfig, method: DinoV2, distributed: Distributed) ->
 
 def planned(config: RunConfig, num_ranks: int = 1) -> Memory:
     choices = memory_choices(config, num_ranks, on_gpu=False)
-    return step_memory(step_shape(config), parameter_counts(config), choices)
+    return step_memory(step_of(config, num_ranks), parameter_counts(config), choices)
 
 
 def check_peak(choices: dict, mode: str = "none") -> None:
