@@ -117,9 +117,9 @@ class ImageTextStep:
                 "text",
                 True,
                 after_text,
-                vision + part.text.of_one(choices),
+                vision,
                 cached,
-                features + part.text.backward_transient(choices),
+                features + num_tokens(part.text.groups) * self.text.width * choices.stream,
             ),
             Moment(
                 "backward_end",

@@ -65,18 +65,13 @@ class MaeStep:
         return self.encoder.blocks.recomputed_flops(checkpointing) + self.decoder.recomputed_flops(checkpointing)
 
     def moments(self, choices: MemoryChoices) -> Sequence[Moment]:
-        encoder = self.encoder.activations(choices)
-        decoder = self.decoder
-        again = decoder.of_one(choices) if choices.checkpointing == "full" else 0  # the last block's backward begins so
+        encoder, decoder = self.encoder.activations(choices), self.decoder
+        forward = encoder + self._around_decoder(choices) + decoder.activations(choices)
+        moments = [Moment("forward_end", "decoder", False, (), forward, self._pixels(choices))]
+        if choices.checkpointing == "full":  # the last block's backward begins by computing it again
+            moments.append(Moment("last_block_again", "decoder", False, (), forward + decoder.of_one(choices)))
         return (
-            Moment(
-                "forward_end",
-                "decoder",
-                False,
-                (),
-                encoder + self._around_decoder(choices) + decoder.activations(choices) + again,
-                self._pixels(choices),
-            ),
+            *moments,
             Moment(
                 "decoder_backward_end",
                 "decoder",
@@ -105,8 +100,10 @@ class MaeStep:
         return self._decoder_input(choices) + masked * (choices.norm_input + choices.compute)
 
     def _pixels(self, choices: MemoryChoices) -> float:
-        """Predicted and true ones of the masked patches, which the loss compares in fp32."""
-        return 2 * self.num_images * self.num_masked * self.encoder.pixel_values * FP32
+        """Of the masked patches in fp32: predicted, true, normalised, and one matrix in between; and predicted in
+        bf16."""
+        elements = self.num_images * self.num_masked * self.encoder.pixel_values
+        return elements * (4 * FP32 + (choices.compute if choices.compute < FP32 else 0))
 
 
 def mae_step(config: RunConfig, num_ranks: int) -> MaeStep:
