@@ -79,7 +79,7 @@ class Blocks:
         return self.depth * self.of_one(choices, choices.checkpointing)
 
     def of_one(self, choices: MemoryChoices, checkpointing: str = "none") -> float:
-        """What one block keeps; without checkpointing, as when it was just computed again."""
+        """What one block keeps; by default as when its backward begins."""
         T, kept_T, D, F = num_tokens(self.groups), num_tokens(self.branch), self.width, self.hidden_dim
         if checkpointing == "full":
             return T * D * choices.stream
@@ -98,6 +98,13 @@ class Blocks:
         norm_inputs = 2 * kept_T * D * choices.norm_input + 4 * kept_T * FP32
         scaled_residuals = 2 * kept_T * D * choices.stream if self.kept is not None else 0
         return products + rest + norm_inputs + scaled_residuals
+
+    def again(self, choices: MemoryChoices) -> float:
+        """What a block's backward adds under checkpointing, which computes the block again."""
+        if choices.checkpointing == "none":
+            return 0
+        kept = self.of_one(choices, "selective") if choices.checkpointing == "selective" else 0
+        return self.of_one(choices) - kept
 
     def backward_transient(self, choices: MemoryChoices) -> float:
         """Gradients of the MLP's inner tensors, and of the stream."""

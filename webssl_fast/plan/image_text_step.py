@@ -17,10 +17,6 @@ from webssl_fast.plan.blocks import Blocks, VisionNetwork, num_tokens, vision_ne
 from webssl_fast.plan.choices import FP32, MemoryChoices
 from webssl_fast.plan.step import AtOnce, Moment
 
-# B x G and G x J matrices in fp32 that are alive at once while the loss is taken back; see ImageTextStep._loss.
-_CLIP_LOGITS, _CLIP_FEATURES = 4, 4
-_SIGLIP_LOGITS, _SIGLIP_FEATURES = 3, 2
-
 
 @dataclass(frozen=True)
 class ImageTextStep:
@@ -94,12 +90,20 @@ class ImageTextStep:
         vision, text = part.vision.activations(choices), part.text.activations(choices)
         # The joint space reads one row of a sequence and so keeps all that the vision network's last norm gave.
         features = num_tokens(part.vision.blocks.groups) * self.width * choices.norm_input
-        again = part.text.of_one(choices) if choices.checkpointing == "full" else 0
         loss = self._loss()
         # Of parts, all but the first leave their gradients before the next one is embedded again.
         earlier: tuple[str, ...] | None = None if self.in_parts else ()
         after_text = None if self.in_parts else ("text", "joint", "logit_scale")
         cached = 4 * self.num_images * self.joint_dim * FP32 if self.in_parts else 0  # features and their gradients
+        block_again = Moment(
+            "vision_block_again",
+            "backbone",
+            False,
+            after_text,
+            vision + part.vision.blocks.again(choices),
+            cached,
+            features,
+        )
         begins = (Moment("loss", "text", False, (), 0, loss),) if self.in_parts else ()
         return (
             *begins,
@@ -108,7 +112,7 @@ class ImageTextStep:
                 "text",
                 False,
                 earlier,
-                vision + text + again,
+                vision + text + part.text.again(choices),
                 cached or loss,
                 features,
             ),
@@ -120,7 +124,9 @@ class ImageTextStep:
                 vision,
                 cached,
                 features + num_tokens(part.text.groups) * self.text.width * choices.stream,
+                adds_gradients=self.in_parts,
             ),
+            *((block_again,) if choices.checkpointing != "none" else ()),
             Moment(
                 "backward_end",
                 "backbone",
@@ -129,6 +135,7 @@ class ImageTextStep:
                 part.vision.left_at_end(choices),
                 cached,
                 part.vision.blocks.backward_transient(choices),
+                adds_gradients=self.in_parts,
             ),
         )
 
@@ -140,11 +147,16 @@ class ImageTextStep:
         return replace(self, num_images=self.num_embedded, vision=vision, text=cut(self.text))
 
     def _loss(self) -> float:
-        """CLIP: log-probabilities of both ways and their gradients; the features of all ranks and their gradients.
-        SigLIP: for the texts of each rank signs, signed logits and what log sigmoid keeps; texts, and scaled images."""
-        logits, features = (_CLIP_LOGITS, _CLIP_FEATURES) if self.symmetric_loss else (_SIGLIP_LOGITS, _SIGLIP_FEATURES)
+        """Matrices of pairs and of features while the loss is taken back, in fp32.
+
+        CLIP: log-probabilities of both ways and their gradients; the features of all ranks and their gradients.
+        SigLIP: for the texts of each rank signs, signed logits and what log sigmoid keeps, of one rank's the gradients
+        of two; texts, and scaled images.
+        """
         pairs, rows = self.num_images * self.num_compared, self.num_compared
-        return (logits * pairs + features * rows * self.joint_dim) * FP32
+        if self.symmetric_loss:
+            return (4 * pairs + 4 * rows * self.joint_dim) * FP32
+        return (3 * pairs + 2 * self.num_images**2 + 2 * rows * self.joint_dim) * FP32
 
 
 def image_text_step(config: RunConfig, num_ranks: int) -> ImageTextStep:

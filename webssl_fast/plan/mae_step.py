@@ -68,8 +68,8 @@ class MaeStep:
         encoder, decoder = self.encoder.activations(choices), self.decoder
         forward = encoder + self._around_decoder(choices) + decoder.activations(choices)
         moments = [Moment("forward_end", "decoder", False, (), forward, self._pixels(choices))]
-        if choices.checkpointing == "full":  # the last block's backward begins by computing it again
-            moments.append(Moment("last_block_again", "decoder", False, (), forward + decoder.of_one(choices)))
+        if choices.checkpointing != "none":
+            moments.append(Moment("last_block_again", "decoder", False, (), forward + decoder.again(choices)))
         return (
             *moments,
             Moment(

@@ -52,6 +52,11 @@ def _held(moment: Moment, step: Step, parameters: ParameterCounts, choices: Memo
         with_gradients = trained
     else:
         with_gradients = sum(module.total for module in parameters.trained if module.name in done)
+        if choices.gathers and moment.in_backward:  # they are on their way to their shards, see _gathered
+            with_gradients -= parameters.of(moment.at_work).outside_blocks
+    transient = moment.transient
+    if moment.in_backward and (choices.accumulates or moment.adds_gradients) and not choices.gathers:
+        transient += parameters.of(moment.at_work).outside_blocks * choices.student_weights
     return {
         "weights": trained * choices.student_weights / choices.num_shards,
         "gradients": with_gradients * choices.student_weights / choices.num_shards,
@@ -60,7 +65,7 @@ def _held(moment: Moment, step: Step, parameters: ParameterCounts, choices: Memo
         "activations": moment.activations,
         "logits": moment.logits,
         "gathered": _gathered(moment, parameters, choices),
-        "transient": moment.transient,
+        "transient": transient,
         "inputs": step.input_bytes,
         "workspace": _WORKSPACE_BYTES if choices.on_gpu else 0,
     }
@@ -76,13 +81,13 @@ def _gathered(moment: Moment, parameters: ParameterCounts, choices: MemoryChoice
         total += (module.block if moment.in_backward else rounded) * choices.compute
     if not choices.gathers:
         return total
-    # The block at work, those ahead of it, and the buffer from which the next one is copied out. At all moments the
-    # modules whose turn is over are sharded again.
+    # The block at work, those ahead of it, and the buffer from which the next one is copied out; and what is outside
+    # of blocks, from the module's first use to its last. Modules whose turn is over are sharded again.
     block = module.block * gathered_bytes
     if choices.reshard_after_forward or moment.in_backward:
-        total += (2 + choices.prefetch_blocks) * block
+        total += (2 + choices.prefetch_blocks) * block + module.outside_blocks * gathered_bytes
     else:
         total += parameters.student * gathered_bytes
-    if moment.in_backward:  # a block's gradients, and the fp32 buffers of two reductions
-        total += block + 2 * module.block * FP32
+    if moment.in_backward:  # a block's gradients, and the fp32 buffers of two reductions; gradients outside of blocks
+        total += block + 2 * module.block * FP32 + module.outside_blocks * FP32
     return total

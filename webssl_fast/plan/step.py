@@ -23,6 +23,7 @@ class Moment:
     activations     that a backward to come needs
     logits          what the loss compares, with the gradients that its forward computes
     transient       what dies within the block at work
+    adds_gradients  an earlier part of the pass has left gradients, beside which new ones are made
     """
 
     name: str
@@ -32,6 +33,7 @@ class Moment:
     activations: float
     logits: float = 0.0
     transient: float = 0.0
+    adds_gradients: bool = False
 
 
 @dataclass(frozen=True)
