@@ -24,7 +24,7 @@ from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
 from webssl_fast.methods.mae import Mae
 from webssl_fast.models.embed import take_patches
-from webssl_fast.plan.mae_flops import encoder_flops_per_image, mae_flops_per_image
+from webssl_fast.plan.mae_step import MaeStep, mae_step_of
 from webssl_fast.records import Batch, Features
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
@@ -59,10 +59,12 @@ def main() -> None:
         global_batch_size=options.batch,
     )
     sides = {"visible": method, "all_tokens": everything}
-    seen = {"visible": method.num_visible, "all_tokens": method.num_patches}
+    planned = {
+        name: mae_step_of(method.config, method.backbone.config, 1, encodes_all=name == "all_tokens") for name in sides
+    }
     flops = {
-        "step": {name: mae_flops_per_image(method.config, method.backbone.config, n) for name, n in seen.items()},
-        "encoder": {name: encoder_flops_per_image(method.backbone.config, n) for name, n in seen.items()},
+        "step": {name: sum(step.flops().values()) for name, step in planned.items()},
+        "encoder": {name: encoder_flops(step) for name, step in planned.items()},
     }
     for part, function in (("step", partial(step, optimizer)), ("encoder", encoder_step)):
         calls: dict[str, Callable] = {name: partial(function, side, batch, options) for name, side in sides.items()}
@@ -89,6 +91,13 @@ def main() -> None:
             cpu_speedup=all_tokens.cpu_ms / visible.cpu_ms,
             flops_ratio=flops[part]["all_tokens"] / flops[part]["visible"],
         )
+
+
+def encoder_flops(step: MaeStep) -> int:
+    """Forward and backward of one image."""
+    blocks = step.encoder.blocks
+    linear = step.encoder.forward_flops + step.encoder.backward_flops
+    return linear + blocks.attention_flops + blocks.attention_backward_flops
 
 
 def networks(options: Namespace) -> tuple[Mae, Mae]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from webssl_fast.cli import build_parser
 from webssl_fast.config.load import load_config
 from webssl_fast.config.schema import HeadConfig
 from webssl_fast.gpus import GPUS
+from webssl_fast.plan.blocks import Blocks, VisionNetwork
+from webssl_fast.plan.choices import CHECKPOINTING
+from webssl_fast.plan.dinov2_step import DinoV2Step
 from webssl_fast.plan.estimate import Estimate
-from webssl_fast.plan.flops import micro_batch_flops
-from webssl_fast.plan.memory import CHECKPOINTING
-from webssl_fast.plan.step_shape import StepShape
 from webssl_fast.plan.words import GIB, as_line
 from webssl_fast.recipes.plan import planned_run
 
@@ -26,17 +27,12 @@ _PLANNED = re.compile(r"^# (webssl (plan .*))\n#   .*$", re.MULTILINE)
 
 # DINOv3's 7B as its public configuration has it: patches of 16 pixels, 4 register tokens, crops of 256 and 112 pixels,
 # 16 images a GPU, drop-path 0.4 over the sequences of a GPU, half of the global crops masked by 10 to 50%.
-DINOV3_7B = StepShape(
+_DINOV3_BLOCKS = Blocks(40, 4096, 8192, 32, "swiglu", True, ((32, 261), (128, 54)), ((19, 261), (76, 54)))
+DINOV3_7B = DinoV2Step(
     num_images=16,
     group_size=16,
-    patch_size=16,
-    width=4096,
-    hidden_dim=8192,
-    depth=40,
-    num_heads=32,
-    student=((32, 261), (128, 54)),
-    kept=((19, 261), (76, 54)),
-    teacher=((32, 261),),
+    student=VisionNetwork(16, _DINOV3_BLOCKS),
+    teacher=VisionNetwork(16, replace(_DINOV3_BLOCKS, groups=((32, 261),), kept=None)),
     num_masked=1221,
     dino_head=HeadConfig(hidden_dim=8192, bottleneck_dim=512, num_prototypes=262144),
     ibot_head=HeadConfig(hidden_dim=4096, bottleneck_dim=384, num_prototypes=98304),
@@ -98,7 +94,7 @@ def plan_published() -> list[list[str]]:
     """Published runs, and ours beside them at the planned MFU."""
     vit_g = planned("webdino_1b_mc2b", 256, "a100-40")
     ours = planned("webdino_7b_mc2b", 256)
-    dinov3_flops = sum(micro_batch_flops(DINOV3_7B).values()) / DINOV3_7B.num_images
+    dinov3_flops = sum(DINOV3_7B.flops().values()) / DINOV3_7B.num_images
     header = ["run", "GPUs", "images", "GPU-hours", "TFLOP an image", "s a step", "images/s a GPU", "MFU"]
     return [
         header,
@@ -136,8 +132,7 @@ def plan_7b_one_gpu() -> list[list[str]]:
     for name, more in steps:
         overrides += more
         plan = planned("webdino_7b_mc2b", 1, overrides=overrides)
-        moments = (plan.memory.forward_end, plan.memory.backward_end)
-        peak = max(moments, key=lambda moment: sum(moment.values()))
+        peak = plan.memory.at_peak
         fitting = [gpu for gpu in ("h100", "h200", "b200") if plan.memory.peak <= GPUS[gpu].memory_bytes]
         rows.append(
             [

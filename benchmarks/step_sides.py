@@ -19,7 +19,7 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import DinoV2Config, HeadConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from webssl_fast.methods.dinov2 import DinoV2
 from webssl_fast.models.presets import preset
-from webssl_fast.plan.flops import flops_per_image
+from webssl_fast.plan.steps import flops_per_image
 from webssl_fast.records import Batch
 
 NUM_STEPS = 625_000
@@ -88,7 +88,7 @@ class StepCase:
     def flops_per_image(self) -> float:
         """As webssl_fast executes it, from the count that `webssl plan` makes."""
         config = RunConfig(model=self.model_config, method=self.method_config, train=self.train_config)
-        flops = flops_per_image(resolve(config, world_size=1, device=self.device))
+        flops = flops_per_image(resolve(config, world_size=1, device=self.device), 1)
         assert flops is not None
         return flops
 

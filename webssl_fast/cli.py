@@ -93,15 +93,18 @@ docs/vqa.md says what data to fetch, and where they must lie.""",
     convert = command(
         commands,
         "convert",
-        "turn a Web-DINO network into another form, bit for bit",
+        "turn a network into another form, bit for bit",
         """Reads a run of ours (its teacher), a file of the Web-SSL authors (a backbone or a teacher; or two files, a
 backbone and its heads) or a Hugging Face folder, and writes TARGET:
   --to webssl   a .pth file of the authors' layout, and TARGET's name with _ssl_heads.pth where there are heads
   --to hf       a folder for transformers' Dinov2Model: config, safetensors, preprocessor
-  --to native   a run directory for eval.checkpoint and method.init_from""",
+  --to native   a run directory for eval.checkpoint and method.init_from
+  --to hf_dual_encoder   a folder for transformers' VisionTextDualEncoderModel, of a run of clip or siglip""",
     )
     convert.add_argument("sources", nargs="+", metavar="SOURCE", help="a run, a folder, or one or two .pth files")
-    convert.add_argument("--to", choices=["native", "webssl", "hf"], required=True, help="the form to write")
+    convert.add_argument(
+        "--to", choices=["native", "webssl", "hf", "hf_dual_encoder"], required=True, help="the form to write"
+    )
     convert.add_argument("-o", "--output", type=Path, required=True, metavar="TARGET", help="must not exist yet")
     plan = command(
         commands,

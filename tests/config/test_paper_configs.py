@@ -20,12 +20,10 @@ IMAGENET_1K = 1_281_167
 
 def resolved(name: str):
     path = FOLDER / f"{name}.yaml"
-    config = load_config(path)
-    if config.method.name == "dinov2":
-        planned = re.search(r"^# webssl plan .* --gpus (\d+)", path.read_text(), re.MULTILINE)
-        assert planned, f"{name} must say in its header what webssl plan says of it"
-        return resolve(config, world_size=int(planned[1]), device="cuda")
-    return resolve(config, world_size=num_ranks(path.read_text()), device="cuda")
+    planned = re.search(r"^# webssl plan (\S+) --gpus (\d+)", path.read_text(), re.MULTILINE)
+    assert planned, f"{name} must say in its header what webssl plan says of it"
+    assert planned[1] == f"configs/pretrain/{path.name}"
+    return resolve(load_config(path), world_size=int(planned[2]), device="cuda")
 
 
 def num_ranks(text: str) -> int:
@@ -39,6 +37,7 @@ def test_header(path):
     config, text = resolved(path.stem), path.read_text()
     assert config.output_dir == f"runs/{path.stem}"
     assert "arXiv 2504.01017" in text and "not run yet" in text
+    assert "DOES NOT FIT" not in text
     # One pass a step: Sinkhorn-Knopp sees the whole batch.
     assert config.train.micro_batch_size * num_ranks(text) == config.train.global_batch_size
 
@@ -113,3 +112,17 @@ def test_imagenet_control(size):
     epochs = config.train.num_steps * config.train.global_batch_size / IMAGENET_1K
     assert epochs == pytest.approx(300, abs=0.01)
     assert config.optim.warmup_steps / config.train.num_steps == pytest.approx(80 / 500, abs=1e-4)
+
+
+@pytest.mark.parametrize("share", ["light", "heavy"])
+@pytest.mark.parametrize("size", ["1b", "2b", "3b"])
+@pytest.mark.parametrize("method", ["webdino", "webmae", "clip"])
+def test_text_filtered(method, size, share):
+    """The recipe of the whole data at another source: as many samples, so more epochs."""
+    path = FOLDER / f"{method}_{size}_mc2b_{share}.yaml"
+    config, whole = load_config(path), load_config(FOLDER / f"{method}_{size}_mc2b.yaml")
+    assert config.data.subset == f"runs/filter_text_vlm/{share}.subset"
+    assert config.model_copy(update={"data": whole.data, "output_dir": whole.output_dir}) == whole
+    samples_seen = config.train.num_steps * config.train.global_batch_size
+    epochs = samples_seen / (2e9 * {"light": 0.503, "heavy": 0.013}[share])
+    assert f"about {epochs:.0f} epochs" in path.read_text()

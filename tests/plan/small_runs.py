@@ -8,12 +8,26 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
+from tests.methods.tiny import crop_groups
+from tests.methods.tiny_pairs import caption_at
 from webssl_fast.config.resolve import resolve
-from webssl_fast.config.schema import DinoV2Config, HeadConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from webssl_fast.config.schema import (
+    ClipConfig,
+    CropsConfig,
+    DinoV2Config,
+    HeadConfig,
+    MaeConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SigLipConfig,
+    TextConfig,
+    TrainConfig,
+)
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.engine.optimizer import Optimizer
-from webssl_fast.methods import build_method
-from webssl_fast.methods.dinov2 import DinoV2
+from webssl_fast.methods.base import Method
 from webssl_fast.records import Batch
 
 STEP = 2000  # the last layers are no longer frozen
@@ -44,27 +58,68 @@ def small_config(
     return resolve(config, world_size=world_size, device="cpu")
 
 
-def method_of(config: RunConfig) -> DinoV2:
-    method = build_method(config)
-    method.initialize(config.seed)
-    return method
+def small_mae(
+    preset: str = "vit_mae_nano_patch14",
+    *,
+    num_images: int = 4,
+    image_size_px: int = 224,
+    mask_ratio: float = 0.75,
+    decoder_depth: int = 2,
+    world_size: int = 1,
+    **train: object,
+) -> RunConfig:
+    """Web-MAE's step with a small encoder and decoder; resolved."""
+    method = MaeConfig(mask_ratio=mask_ratio, decoder_width=64, decoder_depth=decoder_depth, decoder_num_heads=4)
+    model = ModelConfig(preset=preset, image_size_px=image_size_px)
+    return _resolved(method, model, num_images, world_size, train)
 
 
-def noise_batch(config: RunConfig, method: DinoV2, rank: int = 0) -> Batch:
-    """A micro-batch of noise, with the masks and drop-path choices of the method."""
+def small_pairs(
+    name: str,
+    preset: str = "vit_nano_patch14",
+    *,
+    num_images: int = 6,
+    image_size_px: int = 112,
+    text: str = "text_nano",
+    context_length: int = 16,
+    activation: str = "gelu",
+    embed_batch_size: int | None = None,
+    joint_dim: int = 32,
+    world_size: int = 1,
+    **train: object,
+) -> RunConfig:
+    """A step of CLIP or SigLIP with small towers; resolved."""
+    method = {"clip": ClipConfig, "siglip": SigLipConfig}[name](
+        crops=CropsConfig(num=1, size_px=image_size_px, scale=(0.9, 1.0)),
+        text=TextConfig(preset=text, context_length=context_length, activation=activation),
+        joint_dim=joint_dim,
+        embed_batch_size=embed_batch_size,
+    )
+    model = ModelConfig(preset=preset, image_size_px=image_size_px)
+    return _resolved(method, model, num_images, world_size, train)
+
+
+def _resolved(
+    method: MethodConfig, model: ModelConfig, num_images: int, world_size: int, train: dict[str, object]
+) -> RunConfig:
+    settings = {"global_batch_size": num_images * world_size, "group_size": 1, "precision": "fp32", **train}
+    config = RunConfig(model=model, method=method, train=TrainConfig(**settings))
+    return resolve(config, world_size=world_size, device="cpu")
+
+
+def noise_batch(config: RunConfig, method: Method, rank: int = 0) -> Batch:
+    """A micro-batch of noise, and a caption of each image, with what the method draws for them."""
     B = config.train.micro_batch_size
     generator = torch.Generator().manual_seed(rank)
-    crops = [
-        torch.randn(group.num, B, 3, group.size_px, group.size_px, generator=generator)
-        for group in (config.method.global_crops, config.method.local_crops)
-    ]
+    crops = [torch.randn(num, B, 3, px, px, generator=generator) for num, px in crop_groups(method)]
     positions = np.arange(rank * B, (rank + 1) * B)
-    batch = Batch(positions, positions, crops, torch.full((B,), -1))
+    captions = [caption_at(int(position)) for position in positions]
+    batch = Batch(positions, positions, crops, torch.full((B,), -1), captions=captions)
     method.prepare(batch)
     return batch
 
 
-def optimizer_of(config: RunConfig, method: DinoV2, distributed: Distributed | None = None) -> Optimizer:
+def optimizer_of(config: RunConfig, method: Method, distributed: Distributed | None = None) -> Optimizer:
     train = config.train
     return Optimizer(
         method,
@@ -77,7 +132,7 @@ def optimizer_of(config: RunConfig, method: DinoV2, distributed: Distributed | N
 
 def take_step(
     config: RunConfig,
-    method: DinoV2,
+    method: Method,
     batch: Batch,
     optimizer: Optimizer | None = None,
     between: Callable[[], None] = lambda: None,

@@ -10,7 +10,7 @@ from benchmarks.plan_tables import DINOV3_7B, published_mfu
 from webssl_fast.config.load import load_config
 from webssl_fast.errors import ConfigError
 from webssl_fast.plan.estimate import PUBLISHED, Estimate, default_mfu, remedies
-from webssl_fast.plan.flops import flops_per_image, micro_batch_flops
+from webssl_fast.plan.steps import flops_per_image
 from webssl_fast.recipes.plan import planned_run
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "pretrain"
@@ -38,7 +38,7 @@ def test_flops_of_the_7b_by_hand():
     patches = 2 * 588 * 4096
     assert plan.flops_by_part["student_forward"] == pytest.approx(2 * linear * kept + patches * (2 * 256 + 8 * 49))
     assert plan.flops_by_part["teacher_forward"] == pytest.approx(2 * linear * 2 * 257 + patches * 2 * 256)
-    assert plan.flops_per_image == pytest.approx(flops_per_image(plan.config))
+    assert plan.flops_per_image == pytest.approx(flops_per_image(plan.config, 256))
 
 
 def test_time_is_flops_over_the_rate():
@@ -52,7 +52,7 @@ def test_time_is_flops_over_the_rate():
 
 
 def test_published_runs_by_our_count_of_flops():
-    dinov3 = sum(micro_batch_flops(DINOV3_7B).values()) / DINOV3_7B.num_images
+    dinov3 = sum(DINOV3_7B.flops().values()) / DINOV3_7B.num_images
     vit_g = planned("webdino_1b_mc2b", 256).flops_per_image
     by_name = {run.name.split(",")[0]: run.mfu for run in PUBLISHED}
     assert published_mfu("h100", 61_440, 4096e6, dinov3) == pytest.approx(by_name["DINOv3 ViT-7B/16"], abs=0.02)
@@ -65,16 +65,18 @@ def test_weights_of_a_7b_on_one_gpu():
     settings = ["train.global_batch_size=12", "train.activation_checkpointing=full", "train.student_weights=bf16"]
     settings.append("optim.implementation=torchao_8bit")
     for teacher, expected in (("bf16", 48), ("fp32", 60)):
-        held = planned("webdino_7b_mc2b", 1, *settings, f"train.teacher_weights={teacher}").memory.backward_end
+        held = planned("webdino_7b_mc2b", 1, *settings, f"train.teacher_weights={teacher}").memory.moments[
+            "backward_end"
+        ]
         weights = sum(held[name] for name in ("weights", "gradients", "optimizer", "teacher")) / GIB
         assert weights == pytest.approx(expected, rel=0.03)
 
 
 def test_more_gpus_share_the_weights_and_replicas_do_not():
     few, many = planned(num_gpus=128), planned(num_gpus=256)
-    assert few.memory.forward_end["optimizer"] == 2 * many.memory.forward_end["optimizer"]
+    assert few.memory.moments["forward_end"]["optimizer"] == 2 * many.memory.moments["forward_end"]["optimizer"]
     replicated = planned("webdino_7b_mc2b", 256, "train.sharding.num_replicas=2")
-    assert replicated.memory.forward_end["optimizer"] == few.memory.forward_end["optimizer"]
+    assert replicated.memory.moments["forward_end"]["optimizer"] == few.memory.moments["forward_end"]["optimizer"]
 
 
 def test_remedies_in_their_order_fit_and_are_the_least():

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
-from torch.utils.checkpoint import checkpoint
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.methods.tiny import noise_batch as mae_batch
-from tests.methods.tiny import tiny_mae
-from tests.plan.small_runs import method_of, noise_batch, small_config, take_step
-from webssl_fast.plan.flops import PARTS, flops_per_image, micro_batch_flops, recomputed_flops
-from webssl_fast.plan.mae_flops import mae_flops_per_image
-from webssl_fast.plan.step_shape import step_shape
+from tests.plan.small_runs import noise_batch, small_config, small_mae, small_pairs, take_step
+from webssl_fast.config.schema import RunConfig
+from webssl_fast.engine import sharding
+from webssl_fast.engine.distributed import Distributed
+from webssl_fast.plan.dinov2_step import PARTS
+from webssl_fast.plan.steps import flops_per_image, step_of
+from webssl_fast.recipes.setup import describe_method
+
+MODES = ["none", "selective", "full"]
 
 
-def counted_flops(config, *, fully_checkpointed: bool = False) -> tuple[int, int]:
-    """Of a real forward and backward, and how many patches its masks happen to cover."""
-    method = method_of(config)
-    if fully_checkpointed:
-        for block in method.student.backbone.blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+def counted_flops(config: RunConfig) -> tuple[int, dict]:
+    """Of a real forward and backward, and what the method drew for it."""
+    method = describe_method(config)
+    sharding.materialize(method, config.seed, Distributed(torch.device("cpu")), config.train)
     batch = noise_batch(config, method)
     with FlopCounterMode(display=False) as counter:
         take_step(config, method, batch)
-    return counter.get_total_flops(), len(batch.host["masked_index_M"])
+    return counter.get_total_flops(), batch.host
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "choices",
     [
@@ -37,34 +38,50 @@ def counted_flops(config, *, fully_checkpointed: bool = False) -> tuple[int, int
         {"drop_path_rate": 0.4, "num_images": 3, "num_prototypes": 4096},
         {"preset": "vit_tiny_patch14", "num_images": 2},
     ],
+    ids=str,
 )
-def test_flops_are_what_torch_counts(choices):
-    config = small_config(**choices)
-    counted, num_masked = counted_flops(config)
-    shape = replace(step_shape(config), num_masked=num_masked)
-    assert sum(micro_batch_flops(shape).values()) == counted
-    expected = step_shape(config).num_images * flops_per_image(config)  # with the masks' expected number of patches
-    assert expected == pytest.approx(counted, rel=0.01)
+def test_flops_of_dinov2(choices, mode):
+    config = small_config(**choices, activation_checkpointing=mode)
+    counted, drawn = counted_flops(config)
+    expected = step_of(config, 1)
+    step = replace(expected, num_masked=len(drawn["masked_index_M"]))
+    assert sum(step.flops().values()) + step.recomputed_flops(mode) == counted
+    # With the masks' expected number of patches.
+    planned = expected.num_images * flops_per_image(config, 1) + expected.recomputed_flops(mode)
+    assert planned == pytest.approx(counted, rel=0.01)
 
 
-def test_checkpointing_computes_the_blocks_again():
-    config = small_config()
-    plain, _ = counted_flops(config)
-    checkpointed, _ = counted_flops(config, fully_checkpointed=True)
-    # The last product of a block is not needed by its backward, so torch stops before it.
-    assert recomputed_flops(step_shape(config), "full") == pytest.approx(checkpointed - plain, rel=0.2)
-    assert recomputed_flops(step_shape(config), "selective") == 0
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        small_mae(),
+        small_mae("vit_mae_tiny_patch14", mask_ratio=0.5, decoder_depth=3),
+        small_pairs("clip"),
+        small_pairs("clip", activation="quick_gelu", context_length=5),
+        small_pairs("siglip"),
+        small_pairs("clip", embed_batch_size=2),
+        small_pairs("clip", num_images=5, embed_batch_size=2),
+        small_pairs("siglip", embed_batch_size=3),
+    ],
+    ids=lambda config: f"{config.method.name}-{config.model.preset}-{getattr(config.method, 'embed_batch_size', '')}",
+)
+def test_flops_of_other_methods(config, mode):
+    config = config.model_copy(update={"train": config.train.model_copy(update={"activation_checkpointing": mode})})
+    counted, _ = counted_flops(config)
+    step = step_of(config, 1)
+    assert sum(step.flops().values()) + step.recomputed_flops(mode) == counted
 
 
-def test_every_part_has_its_share():
-    parts = micro_batch_flops(step_shape(small_config()))
-    assert tuple(parts) == PARTS and all(flops > 0 for flops in parts.values())
+@pytest.mark.parametrize("config", [small_config(), small_mae(), small_pairs("clip"), small_pairs("siglip")])
+def test_every_part_has_its_share(config):
+    parts = step_of(config, 1).flops()
+    assert all(flops > 0 for flops in parts.values())
+    assert config.method.name != "dinov2" or tuple(parts) == PARTS
 
 
-@pytest.mark.parametrize("choices", [{}, {"mask_ratio": 0.5, "preset": "vit_mae_tiny_patch14", "decoder_depth": 3}])
-def test_flops_of_mae_are_what_torch_counts(choices):
-    method = tiny_mae(**choices)
-    batch = mae_batch(method, num_images=3)
-    with FlopCounterMode(display=False) as counter:
-        method.training_step(batch, 0)[0].backward()
-    assert mae_flops_per_image(method.config, method.backbone.config) * 3 == counter.get_total_flops()
+@pytest.mark.parametrize(("name", "products"), [("clip", 12), ("siglip", 6)])
+def test_pairs_are_compared_with_those_of_all_ranks(name, products):
+    """2 D FLOPs a pair for the cosine, as much for either gradient; CLIP takes the cosines of both directions."""
+    config = small_pairs(name, num_images=4, world_size=8)
+    assert step_of(config, 8).flops()["loss"] == products * 4 * 32 * config.method.joint_dim

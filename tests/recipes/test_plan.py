@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from webssl_fast.cli import build_parser, main
+from webssl_fast.plan.steps import STEPS
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = str(ROOT / "configs" / "pretrain" / "webdino_300m_mc2b.yaml")
@@ -49,3 +50,24 @@ def test_settings_may_stand_before_and_after_options():
     assert args.overrides == ["seed=1", "train.num_steps=5"]
     with pytest.raises(SystemExit):
         build_parser().parse_args(["plan", "run.yaml", "--gpus", "2", "more"])
+
+
+def test_plans_pairs_in_parts(capsys):
+    config = str(ROOT / "configs" / "pretrain" / "clip_7b_mc2b.yaml")
+    assert main(["plan", config, "--gpus", "256"]) == 0
+    printed = capsys.readouterr().out
+    assert "128 images a pass, 32 of them at once" in printed
+    for word in ("text 693.0", "computed again", "text backward ends", "fits: "):
+        assert word in printed
+    assert "teacher" not in printed
+    assert main(["plan", config, "--gpus", "256", "--json", "method.embed_batch_size=128"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    found = {change["kind"]: change["overrides"] for change in plan["remedies"]}
+    assert found["embed_batch_size"] == ["method.embed_batch_size=32"], "the largest part that fits, of equal ones"
+    assert plan["images_at_once"] == 128 and plan["recomputed_flops_per_image"] == 0
+
+
+def test_a_method_without_a_plan_is_refused(monkeypatch, capsys):
+    monkeypatch.delitem(STEPS, "mae")
+    assert main(["plan", str(ROOT / "configs" / "pretrain" / "webmae_1b_mc2b.yaml"), "--gpus", "32"]) == 1
+    assert "method.name is mae, of which there is no plan; known: dinov2, clip, siglip" in capsys.readouterr().err

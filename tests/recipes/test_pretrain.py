@@ -16,7 +16,7 @@ from webssl_fast.engine import loop
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.methods.dinov2 import DinoV2
 from webssl_fast.methods.mae import Mae
-from webssl_fast.plan.flops import flops_per_image
+from webssl_fast.plan.steps import flops_per_image
 from webssl_fast.recipes.pretrain import _warn_of_accumulation, pretrain
 
 SMOKE = Path(__file__).parent.parent.parent / "configs" / "smoke" / "dinov2.yaml"
@@ -36,7 +36,7 @@ def test_mfu_counts_the_flops_of_the_plan(tmp_path, monkeypatch):
     overrides = [f"data.source={tmp_path}", f"output_dir={tmp_path / 'run'}", "train.device=cpu"]
     pretrain(SMOKE, overrides)
     config = resolve(load_config(SMOKE, overrides), world_size=1, device="cpu")
-    assert handed["flops_per_image"] == pytest.approx(flops_per_image(config)) and flops_per_image(config) > 1e7
+    assert handed["flops_per_image"] == pytest.approx(flops_per_image(config, 1)) and flops_per_image(config, 1) > 1e7
 
 
 @pytest.mark.parametrize(("micro_batch_size", "world_size", "num_passes"), [(8, 4, 1), (8, 2, 2), (2, 4, 4)])

@@ -204,12 +204,18 @@ class ImageTextMethod(nn.Module, ABC):
         """`embed`, part by part where method.embed_batch_size asks for it.
 
         A part's activations are thrown away, and computed again once the gradient of its features is known: that is
-        what checkpointing a part means, and autograd keeps the books.
+        what checkpointing a part means, and autograd keeps the books. Reentrant, since the other kind keeps what
+        selective checkpointing of the blocks caches in the first pass, of all parts.
         """
         size = self.config.embed_batch_size
         if size is None or size >= len(pairs[0]):
             return self.embed(*pairs)
+
+        def embed_part(_: Tensor, *part: Tensor) -> tuple[Tensor, Tensor]:
+            return self.embed(*part)
+
+        anchor = torch.empty(0, requires_grad=True)  # without an input that wants a gradient, autograd does not return
+        again = partial(checkpoint, embed_part, anchor, use_reentrant=True, preserve_rng_state=False)
         parts = zip(*(t.split(size) for t in pairs), strict=True)
-        again = partial(checkpoint, self.embed, use_reentrant=False, preserve_rng_state=False)
         images, texts = zip(*(again(*part) for part in parts), strict=True)
         return torch.cat(images), torch.cat(texts)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from webssl_fast.errors import UserError
 from webssl_fast.models.checkpoint_layouts import (
@@ -98,16 +99,22 @@ def write_hugging_face(weights: Weights, folder: Path, preprocessing: Preprocess
 
     Raises UserError where the folder exists.
     """
+    files = {CONFIG: hugging_face_config(weights), PREPROCESSOR: preprocessor_config(preprocessing)}
+    write_model_folder(folder, files, to_hugging_face(weights.backbone))
+
+
+def write_model_folder(folder: Path, files: Mapping[str, dict], state: Mapping[str, Tensor]) -> None:
+    """Writes JSON files by name and the weights as safetensors, under another name until all is there.
+
+    Raises UserError where the folder exists.
+    """
     refuse_existing(folder)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    for name, content in (
-        (CONFIG, hugging_face_config(weights)),
-        (PREPROCESSOR, preprocessor_config(preprocessing)),
-    ):
+    for name, content in files.items():
         (unfinished / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    write_safetensors_folder(unfinished, to_hugging_face(weights.backbone))
+    write_safetensors_folder(unfinished, state)
     for path in unfinished.glob("*.safetensors"):
         shutil.copymode(unfinished / CONFIG, path)  # safetensors makes files that nobody else can read
     unfinished.rename(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import html
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ class TextTokenizer:
     """`tokenizer(texts)`: start, byte pairs, end, then zeros. A pure function of each text; safe on any thread."""
 
     def __init__(self, tokenizer: Tokenizer, start_id: int, end_id: int, context_length: int):
-        self._tokenizer, self._start_id, self._end_id = tokenizer, start_id, end_id
+        self._tokenizer, self.start_id, self.end_id = tokenizer, start_id, end_id
         self._context_length = context_length
         self.vocabulary_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
 
@@ -44,10 +45,31 @@ class TextTokenizer:
         for row, text in enumerate(texts):
             # Web captions are HTML, at times escaped twice.
             ids = self._tokenizer.encode(html.unescape(html.unescape(text)).strip(), add_special_tokens=False).ids
-            ids = [self._start_id, *ids[: self._context_length - 2], self._end_id]
+            ids = [self.start_id, *ids[: self._context_length - 2], self.end_id]
             tokens_BN[row, : len(ids)] = torch.tensor(ids)
             num_tokens_B[row] = len(ids)
         return tokens_BN, num_tokens_B
+
+    def hugging_face_files(self) -> dict[str, dict]:
+        """tokenizer.json and tokenizer_config.json for transformers' AutoTokenizer, which gives the same tokens where a
+        text holds no HTML to unescape, and pads with the end's token."""
+        from tokenizers import Tokenizer, processors
+
+        tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+        start, end = (tokenizer.id_to_token(token_id) for token_id in (self.start_id, self.end_id))
+        tokenizer.add_special_tokens([start, end])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A {end}", special_tokens=[(start, self.start_id), (end, self.end_id)]
+        )
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": start,
+            "eos_token": end,
+            "unk_token": end,
+            "pad_token": end,
+            "model_max_length": self._context_length,
+        }
+        return {"tokenizer.json": json.loads(tokenizer.to_str()), "tokenizer_config.json": config}
 
 
 def load_tokenizer(source: str, context_length: int) -> TextTokenizer:

@@ -11,9 +11,11 @@ from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.errors import ConfigError
 from webssl_fast.gpus import GPU, GPUS
-from webssl_fast.plan.flops import micro_batch_flops, recomputed_flops
-from webssl_fast.plan.memory import CHECKPOINTING, Memory, ParameterCounts, memory_choices, step_memory
-from webssl_fast.plan.step_shape import StepShape, step_shape
+from webssl_fast.plan.choices import CHECKPOINTING, memory_choices
+from webssl_fast.plan.memory import Memory, step_memory
+from webssl_fast.plan.parameters import ParameterCounts
+from webssl_fast.plan.step import Step
+from webssl_fast.plan.steps import step_of
 
 Settings = dict[str, Any]  # "key.sub" -> value
 
@@ -61,13 +63,13 @@ class Estimate:
         return GPUS[self.gpu_name]
 
     @cached_property
-    def shape(self) -> StepShape:
-        return step_shape(self.config)
+    def step(self) -> Step:
+        return step_of(self.config, self.num_gpus)
 
     @cached_property
     def memory(self) -> Memory:
         choices = memory_choices(self.config, self.num_gpus, on_gpu=True)
-        return step_memory(self.shape, self.parameters, choices)
+        return step_memory(self.step, self.parameters, choices)
 
     def with_checkpointing(self, mode: str) -> Estimate:
         """The same run under another mode of activation checkpointing."""
@@ -80,7 +82,7 @@ class Estimate:
     @cached_property
     def flops_by_part(self) -> dict[str, float]:
         """Of one image's share of a step."""
-        return {part: flops / self.shape.num_images for part, flops in micro_batch_flops(self.shape).items()}
+        return {part: flops / self.step.num_images for part, flops in self.step.flops().items()}
 
     @property
     def flops_per_image(self) -> float:
@@ -88,7 +90,7 @@ class Estimate:
 
     @property
     def recomputed_flops_per_image(self) -> float:
-        return recomputed_flops(self.shape, self.config.train.activation_checkpointing) / self.shape.num_images
+        return self.step.recomputed_flops(self.config.train.activation_checkpointing) / self.step.num_images
 
     @property
     def seconds_per_step(self) -> float:
@@ -121,7 +123,8 @@ def estimate(
 ) -> Estimate:
     """`config`: as loaded or resolved. `mfu`: None takes the default for the network's width.
 
-    ConfigError for an unknown GPU, a batch that does not divide among so many, a number out of range.
+    ConfigError for an unknown GPU, a batch that does not divide among so many, a number out of range, a method of which
+    no plan is made.
     """
     if gpu_name not in GPUS:
         raise ConfigError(
@@ -130,7 +133,7 @@ def estimate(
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu is {mfu}; it is a share of the peak, greater than 0 and at most 1")
     resolved = resolved_for(config, num_gpus)
-    return Estimate(resolved, parameters, gpu_name, num_gpus, mfu or default_mfu(step_shape(resolved).width))
+    return Estimate(resolved, parameters, gpu_name, num_gpus, mfu or default_mfu(step_of(resolved, num_gpus).width))
 
 
 @dataclass(frozen=True)
@@ -161,18 +164,19 @@ def remedies(config: RunConfig, failed: Estimate) -> list[Remedy]:
 def _candidates(failed: Estimate) -> Iterator[tuple[str, int, Settings]]:
     """(kind, GPUs, settings), from the least change to the greatest."""
     train = failed.config.train
-    assert train.micro_batch_size is not None and train.group_size is not None
     modes = CHECKPOINTING[CHECKPOINTING.index(train.activation_checkpointing) + 1 :]
     for mode in modes:
         yield "checkpointing", failed.num_gpus, {"train.activation_checkpointing": mode}
     alone: Settings = {}
     full: Settings = {"train.activation_checkpointing": "full"} if modes else {}
-    smallest: Settings = {**full, "train.micro_batch_size": train.group_size}
+    at_once = failed.step.at_once
+    smallest: Settings = {**full, at_once.setting: at_once.multiple_of}
 
-    sizes = [m for m in range(train.micro_batch_size - 1, 0, -1) if m % train.group_size == 0]
+    of_a_step = train.global_batch_size // failed.num_gpus
+    sizes = [m for m in range(at_once.images - 1, 0, -1) if m % at_once.multiple_of == 0 and of_a_step % m == 0]
     for settings in (alone, full):
-        for micro in sizes:
-            yield "micro_batch_size", failed.num_gpus, {**settings, "train.micro_batch_size": micro}
+        for size in sizes:
+            yield at_once.setting.split(".")[-1], failed.num_gpus, {**settings, at_once.setting: size}
 
     doublings = range(1, (MOST_GPUS // failed.num_gpus).bit_length())
     for settings in (alone, full, smallest):

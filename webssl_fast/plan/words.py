@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from webssl_fast.plan.choices import CHECKPOINTING
 from webssl_fast.plan.estimate import PUBLISHED, Estimate, Remedy
-from webssl_fast.plan.memory import CHECKPOINTING
 
 GIB = 2**30
 
@@ -30,17 +31,15 @@ def as_dict(plan: Estimate, by_checkpointing: dict[str, Estimate], changes: list
         "gpu_peak_tflops": plan.gpu.peak_tflops,
         "gpu_source": plan.gpu.source,
         "preset": plan.config.model.preset,
-        "parameters": {"backbone": plan.parameters.backbone, "heads": plan.parameters.heads},
+        "parameters": {module.name: module.total for module in plan.parameters.trained},
+        "untrained_parameters": plan.parameters.untrained,
         "global_batch_size": train.global_batch_size,
         "micro_batch_size": train.micro_batch_size,
+        "images_at_once": plan.step.at_once.images,
         "num_steps": train.num_steps,
         "activation_checkpointing": train.activation_checkpointing,
         "fits": plan.fits,
-        "memory_bytes": {
-            "peak": plan.memory.peak,
-            "forward_end": plan.memory.forward_end,
-            "backward_end": plan.memory.backward_end,
-        },
+        "memory_bytes": {"peak": plan.memory.peak, **plan.memory.moments},
         "peak_bytes_by_checkpointing": {mode: other.memory.peak for mode, other in by_checkpointing.items()},
         "flops_per_image": plan.flops_per_image,
         "flops_per_image_by_part": plan.flops_by_part,
@@ -68,22 +67,25 @@ def as_text(plan: Estimate, by_checkpointing: dict[str, Estimate], changes: list
     train = plan.config.train
     assert train.micro_batch_size is not None
     num_passes = train.global_batch_size // (train.micro_batch_size * plan.num_gpus)
+    at_once = plan.step.at_once.images
+    of_a_pass = f", {at_once} of them at once" if at_once < train.micro_batch_size else ""
     parameters = plan.parameters
+    modules = ", ".join(f"{module.name.replace('_', ' ')} {module.total / 1e6:,.1f}" for module in parameters.trained)
+    teacher = f"; the EMA teacher has {parameters.untrained / 1e6:,.1f} M" if parameters.untrained else ""
     lines = [
         f"{plan.config.model.preset}, {plan.config.method.name}, on {plan.num_gpus:,} x {plan.gpu_name}",
         f"  {plan.gpu.memory_gb:g} GB and {plan.gpu.peak_tflops:g} TFLOP/s dense bf16 each ({plan.gpu.source})",
         "",
         "parameters",
-        f"  student         {parameters.student / 1e6:12,.1f} M  (backbone {parameters.backbone / 1e6:,.1f}, "
-        f"heads {parameters.heads / 1e6:,.1f}); the EMA teacher has as many",
+        f"  trained         {parameters.student / 1e6:12,.1f} M  ({modules}){teacher}",
         "",
-        f"memory of a GPU in GiB, {train.micro_batch_size} images a pass, {num_passes} "
+        f"memory of a GPU in GiB, {train.micro_batch_size} images a pass{of_a_pass}, {num_passes} "
         f"{'pass' if num_passes == 1 else 'passes'} a step, {train.activation_checkpointing} checkpointing",
         *_memory_table(plan),
         "  peak by activation checkpointing: "
         + ", ".join(f"{mode} {by_checkpointing[mode].memory.peak / GIB:.1f}" for mode in CHECKPOINTING),
         "",
-        f"FLOPs of an image                 TFLOP{'':10}(drop-path as executed)",
+        "FLOPs of an image                 TFLOP",
         *(
             f"  {part.replace('_', ' '):28} {flops / 1e12:9.3f} {flops / plan.flops_per_image:7.1%}"
             for part, flops in plan.flops_by_part.items()
@@ -114,11 +116,19 @@ def as_text(plan: Estimate, by_checkpointing: dict[str, Estimate], changes: list
 
 
 def _memory_table(plan: Estimate) -> list[str]:
-    forward, backward = plan.memory.forward_end, plan.memory.backward_end
-    rows = [f"  {'':16} {'forward ends':>14} {'backward ends':>14}"]
-    rows += [f"  {name:16} {forward[name] / GIB:14.2f} {backward[name] / GIB:14.2f}" for name in forward]
-    totals = [sum(moment.values()) / GIB for moment in (forward, backward)]
-    return [*rows, f"  {'total':16} {totals[0]:14.2f} {totals[1]:14.2f}"]
+    moments = plan.memory.moments
+    titles = [name.replace("_", " ").replace(" end", " ends") for name in moments]
+    widths = [max(len(title), 14) for title in titles]
+
+    def row(name: str, cells: Iterable[str]) -> str:
+        return f"  {name:16}" + "".join(f" {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+    parts = [part for part in plan.memory.at_peak if any(held[part] for held in moments.values())]
+    return [
+        row("", titles),
+        *(row(part, (f"{held[part] / GIB:.2f}" for held in moments.values())) for part in parts),
+        row("total", (f"{sum(held.values()) / GIB:.2f}" for held in moments.values())),
+    ]
 
 
 def _verdict(plan: Estimate, changes: list[Remedy]) -> list[str]:
@@ -138,8 +148,7 @@ def _verdict(plan: Estimate, changes: list[Remedy]) -> list[str]:
             f"  {'it would with' if i == 0 else 'or with'} {' '.join([*gpus, *change.overrides])}: "
             f"{others.memory.peak / GIB:.1f} GiB, {others.days:,.1f} days"
         )
-    if any("micro_batch_size" in word for change in changes for word in change.overrides):
-        lines.append(
-            "  Smaller passes balance Sinkhorn-Knopp over fewer images: another objective (see config/schema.py)."
-        )
+    at_once = plan.step.at_once
+    if at_once.objective and any(at_once.setting in word for change in changes for word in change.overrides):
+        lines.append(f"  {at_once.objective}")
     return lines

@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from webssl_fast.config.load import load_config
 from webssl_fast.config.schema import RunConfig
-from webssl_fast.errors import ConfigError
-from webssl_fast.methods.dinov2 import DinoV2
 from webssl_fast.plan import words
+from webssl_fast.plan.choices import CHECKPOINTING
 from webssl_fast.plan.estimate import Estimate, estimate, remedies, resolved_for
-from webssl_fast.plan.memory import CHECKPOINTING, ParameterCounts
+from webssl_fast.plan.parameters import ModuleParameters, ParameterCounts
 from webssl_fast.recipes.setup import describe_method, num_parameters
 
 
@@ -25,8 +26,8 @@ def plan(
     mfu: float | None = None,
     as_json: bool = False,
 ) -> None:
-    """Prints parameters, memory, FLOPs, time and whether it fits. ConfigError for an unknown GPU, or a batch that does
-    not divide among so many."""
+    """Prints parameters, memory, FLOPs, time and whether it fits. ConfigError for an unknown GPU, a batch that does not
+    divide among so many, a method of which no plan is made."""
     config = load_config(config_path, overrides)
     planned = planned_run(config, gpu_name, num_gpus, mfu)
     changes = [] if planned.fits else remedies(config, planned)
@@ -44,13 +45,20 @@ def planned_run(config: RunConfig, gpu_name: str, num_gpus: int, mfu: float | No
 
 
 def parameter_counts(config: RunConfig) -> ParameterCounts:
-    """Of a resolved config, counted on the method itself, made on the meta device. ConfigError for a method whose step
-    webssl_fast/plan does not know."""
+    """Of a resolved config, counted on the method itself, made on the meta device."""
     method = describe_method(config)
-    if not isinstance(method, DinoV2):
-        raise ConfigError(f"method.name is {config.method.name}, but plans are made for dinov2 only")
-    student = method.student
-    backbone = num_parameters(student.backbone)
-    heads = num_parameters(student.dino_head) + num_parameters(student.ibot_head)
-    block = num_parameters(student.backbone.blocks[0])
-    return ParameterCounts(backbone, heads, block)
+    assert isinstance(method, nn.Module)
+    trained = []
+    for name, module in method.trained_modules().items():
+        of_module = set(module.modules())
+        blocks = next((blocks for blocks in method.block_sequences() if blocks[0] in of_module), ())
+        trained.append(
+            ModuleParameters(
+                name,
+                num_parameters(module),
+                block=num_parameters(blocks[0]) if blocks else 0,
+                num_blocks=len(blocks),
+                embedded=sum(num_parameters(table) for table in of_module if isinstance(table, nn.Embedding)),
+            )
+        )
+    return ParameterCounts(tuple(trained), num_parameters(method) - sum(module.total for module in trained))

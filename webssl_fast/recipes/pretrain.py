@@ -15,7 +15,7 @@ from webssl_fast.data.training_data import TrainingData
 from webssl_fast.engine import loop, sharding
 from webssl_fast.engine.distributed import Distributed
 from webssl_fast.errors import Interrupted
-from webssl_fast.plan.flops import flops_per_image
+from webssl_fast.plan.steps import flops_per_image
 from webssl_fast.recipes.evaluate_knn import KnnSources, knn_in_training
 from webssl_fast.recipes.initial_weights import start_from
 from webssl_fast.recipes.setup import describe_method, keep_config, num_parameters, prepared
@@ -79,7 +79,7 @@ def pretrain(config_path: Path, overrides: Sequence[str]) -> None:
                 evaluate=evaluate if knn_sources else None,
                 evaluate_every=config.eval.every,
                 on_start=lambda: keep_config(config, output_dir) if ranks.is_main else None,
-                flops_per_image=flops_per_image(config),
+                flops_per_image=flops_per_image(config, ranks.world_size),
             )
     if result.interrupted_by is not None:
         name = signal.Signals(result.interrupted_by).name
