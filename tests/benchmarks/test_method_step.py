@@ -9,9 +9,10 @@ import torch
 
 from benchmarks import bench_step
 from webssl_fast.config.load import load_config
-from webssl_fast.config.schema import MaeConfig, ModelConfig
+from webssl_fast.config.resolve import resolve
+from webssl_fast.config.schema import MaeConfig, ModelConfig, RunConfig
 from webssl_fast.methods import METHODS
-from webssl_fast.plan.mae_flops import mae_flops_per_image
+from webssl_fast.plan.steps import flops_per_image
 
 SMOKE = Path(__file__).parent.parent.parent / "configs" / "smoke"
 
@@ -34,7 +35,8 @@ def test_prints_time_rate_and_shares(monkeypatch, capsys, name):
     assert list(line["share"]) == ["prepare", "forward", "backward", "optimize", "after_step"]
     assert sum(line["share"].values()) == pytest.approx(1, abs=1e-3) and line["share"]["backward"] > 0.1
     if name == "mae":
-        expected = mae_flops_per_image(MaeConfig(), ModelConfig(preset=preset, image_size_px=84))
+        config = RunConfig(method=MaeConfig(), model=ModelConfig(preset=preset, image_size_px=84))
+        expected = flops_per_image(resolve(config, world_size=1, device="cpu"), num_ranks=1)
         # A CPU computes attention in bf16 from its formula, with a product less.
         assert line["tflop_per_image"] == pytest.approx(expected / 1e12, rel=1e-2)
 

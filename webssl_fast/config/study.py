@@ -53,9 +53,8 @@ class StudyConfig(Config):
     methods: Annotated[dict[str, DerivedConfig], Field(min_length=1)]
     grids: Annotated[tuple[GridConfig, ...], Field(min_length=1)]
     settings: dict[str, Any] = {}  # of every run, under those of its method
-    subsets: dict[
-        str, str
-    ] = {}  # name -> a file of `webssl data subset`; the data must then be the index that it is of
+    # name -> a file of `webssl filter` or `webssl data subset`; the data must then be the index that it is of
+    subsets: dict[str, str] = {}
     exclude: tuple[str, ...] = ()  # points that are not run, by name or pattern: "clip_7b_*"
     evaluations: dict[str, DerivedConfig] = {}  # name -> a config of `webssl eval`
     vqa: str = ""  # a config of `webssl vqa`, relative to the study's file; empty: none
