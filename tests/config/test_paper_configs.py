@@ -10,6 +10,7 @@ import pytest
 from webssl_fast.config.load import load_config
 from webssl_fast.config.resolve import resolve
 from webssl_fast.models.presets import preset
+from webssl_fast.plan.steps import STEPS
 from webssl_fast.schedules import scaled_lr
 
 FOLDER = Path(__file__).parent.parent.parent / "configs" / "pretrain"
@@ -20,10 +21,13 @@ IMAGENET_1K = 1_281_167
 
 def resolved(name: str):
     path = FOLDER / f"{name}.yaml"
+    config = load_config(path)
+    if config.method.name not in STEPS:
+        return resolve(config, world_size=num_ranks(path.read_text()), device="cuda")
     planned = re.search(r"^# webssl plan (\S+) --gpus (\d+)", path.read_text(), re.MULTILINE)
     assert planned, f"{name} must say in its header what webssl plan says of it"
     assert planned[1] == f"configs/pretrain/{path.name}"
-    return resolve(load_config(path), world_size=int(planned[2]), device="cuda")
+    return resolve(config, world_size=int(planned[2]), device="cuda")
 
 
 def num_ranks(text: str) -> int:

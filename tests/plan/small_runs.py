@@ -8,8 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from tests.methods.tiny import crop_groups
-from tests.methods.tiny_pairs import caption_at
+from tests.methods.tiny import caption_at, crop_groups
 from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import (
     ClipConfig,

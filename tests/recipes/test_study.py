@@ -14,6 +14,7 @@ import pytest
 from webssl_fast.cli import main
 from webssl_fast.config.load import load_config, load_config_of
 from webssl_fast.config.study import StudyConfig
+from webssl_fast.config.vqa import VqaConfig
 from webssl_fast.errors import ConfigError
 from webssl_fast.recipes.study import point_name
 from webssl_fast.report.study_files import final_checkpoint, read_study
@@ -65,11 +66,15 @@ def test_points_are_the_configs_of_the_paper(scaling, point, pretraining):
 def test_evaluations_judge_the_point_s_run(scaling):
     point = read_study(scaling).points[0]
     for evaluation in point.evaluations:
-        config = load_config(scaling / evaluation.config)
-        assert config.eval.checkpoint == str(scaling / point.run_dir)
+        if evaluation.command == "vqa":
+            encoder = load_config_of(VqaConfig, scaling / evaluation.config).encoder
+        else:
+            encoder = load_config(scaling / evaluation.config).eval.checkpoint
+        assert encoder == str(scaling / point.run_dir)
         assert evaluation.results[0].startswith(f"{point.run_dir}/{evaluation.name}/eval/")
     by_name = {e.name: e.results for e in point.evaluations}
     assert by_name["nyud_lin4"] == (f"{point.run_dir}/nyud_lin4/eval/depth.json",)
+    assert by_name["vqa"] == (f"{point.run_dir}/vqa/eval/vqa.json",)
 
 
 def test_the_plan_knows_gpu_hours_where_there_is_a_plan(scaling):
@@ -104,7 +109,8 @@ def test_a_job_that_is_warned_goes_back_and_one_that_is_done_does_not(scaling, t
     script = ["bash", str(scaling / "8_nodes.sbatch")]
     assert subprocess.run(script, env=environment | {"WARN": ""}).returncode == 0
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 7 and " train " in calls[0] and all(" eval " in call for call in calls[1:])
+    assert len(calls) == 8 and " train " in calls[0] and all(" eval " in call for call in calls[1:7])
+    assert " vqa " in calls[7]
     (tmp_path / "calls").unlink()
     subprocess.run(script, env=environment | {"WARN": "1"})
     calls = (tmp_path / "calls").read_text().splitlines()
@@ -192,21 +198,13 @@ def test_mistakes_are_explained(override, message):
         ),
         ("grids=[{methods: [webdino], sizes: [nano], samples_seen: [8]}]", "the run would end on its way up"),
         ("settings={train: {num_step: 3}}", "did you mean train.num_steps"),
-        ("vqa=nowhere.yaml", "vqa: no config file"),
+        ("vqa=nowhere.yaml", "no config file .*nowhere.yaml"),
         ("exclude=['*']", "leaves no point"),
     ],
 )
 def test_points_that_cannot_run_are_refused(tmp_path, capsys, override, message):
     assert write_smoke(tmp_path / "s", override) == 1
     assert re.search(message, capsys.readouterr().err) and not (tmp_path / "s").exists()
-
-
-def test_vqa_is_called_on_the_run(tmp_path):
-    (tmp_path / "vqa.yaml").write_text("")
-    write_smoke(tmp_path / "s", f"vqa={tmp_path / 'vqa.yaml'}")
-    script = (tmp_path / "s/points/webdino_nano_32_samples.sh").read_text()
-    run = tmp_path / "s/runs/webdino_nano_32_samples"
-    assert f"[ -e {run}/vqa/eval/vqa.json ] || run vqa {tmp_path}/vqa.yaml encoder={run} output_dir={run}/vqa" in script
 
 
 def test_names():

@@ -17,6 +17,7 @@ from webssl_fast.config.load import changed_keys, config_text, load_config, load
 from webssl_fast.config.resolve import resolve
 from webssl_fast.config.schema import RunConfig
 from webssl_fast.config.study import ALL_DATA, VQA, DerivedConfig, StudyConfig
+from webssl_fast.config.vqa import VqaConfig
 from webssl_fast.errors import ConfigError
 from webssl_fast.recipes.evaluate import wanted_evaluations
 from webssl_fast.recipes.plan import planned_run
@@ -34,6 +35,8 @@ from webssl_fast.report.study_files import (
     read_study,
     state_of,
 )
+
+ROOTS: dict[str, type[RunConfig | VqaConfig]] = {"eval": RunConfig, "vqa": VqaConfig}  # of an evaluation's config
 
 PLAN_COLUMNS = (
     *("point", "preset", "parameters", "samples_seen", "num_steps", "global_batch_size", "subset"),
@@ -96,19 +99,16 @@ def _contents(
         try:
             run = _run_config(config, folder, study, method, size, samples_seen, subset)
             point = _point(config, run, name, method, size, samples_seen, subset)
-            evaluations = {}
-            for key, derived in config.evaluations.items():
-                evaluations[key] = _evaluation_config(derived, folder, study, point, key)
-            point = point.model_copy(update={"evaluations": _evaluations(config, folder, point, evaluations)})
+            evaluations = _evaluation_configs(config, folder, study, point)
+            point = point.model_copy(update={"evaluations": _evaluations(point, evaluations)})
             plan.append(_plan_line(config, run, point))
         except ConfigError as error:
             raise ConfigError(f"point {name}: {error}") from None
         points.append(point)
         files[point.config] = f"# webssl train {study / point.config}\n{config_text(run)}"
         for evaluation in point.evaluations:
-            if evaluation.name != VQA:
-                header = f"# webssl eval {study / evaluation.config}\n"
-                files[evaluation.config] = header + config_text(evaluations[evaluation.name])
+            header = f"# webssl {evaluation.command} {study / evaluation.config}\n"
+            files[evaluation.config] = header + config_text(evaluations[evaluation.name])
         files[f"points/{name}.sh"] = point_script(study, point)
     if not points:
         raise ConfigError(f"exclude {list(config.exclude)} leaves no point of the grids")
@@ -159,12 +159,22 @@ def _run_config(
     return run
 
 
-def _evaluation_config(
-    derived: DerivedConfig, folder: Path, study: PurePosixPath, point: StudyPoint, key: str
-) -> RunConfig:
+def _evaluation_configs(
+    config: StudyConfig, folder: Path, study: PurePosixPath, point: StudyPoint
+) -> dict[str, RunConfig | VqaConfig]:
+    """By name: of the run that the point is, each with a folder in that run's."""
     run_dir = str(study / point.run_dir)
-    own = [f"eval.checkpoint={json.dumps(run_dir)}", f"output_dir={json.dumps(f'{run_dir}/{key}')}"]
-    return _derived(derived, folder, point.size, own)
+
+    def own(encoder_key: str, name: str) -> list[str]:
+        return [f"{encoder_key}={json.dumps(run_dir)}", f"output_dir={json.dumps(f'{run_dir}/{name}')}"]
+
+    found: dict[str, RunConfig | VqaConfig] = {
+        name: _derived(derived, folder, point.size, own("eval.checkpoint", name))
+        for name, derived in config.evaluations.items()
+    }
+    if config.vqa:
+        found[VQA] = load_config_of(VqaConfig, folder / config.vqa, own("encoder", VQA))
+    return found
 
 
 def _derived(
@@ -202,19 +212,18 @@ def _point(
     )
 
 
-def _evaluations(
-    config: StudyConfig, folder: Path, point: StudyPoint, configs: dict[str, RunConfig]
-) -> tuple[StudyEvaluation, ...]:
+def _evaluations(point: StudyPoint, configs: dict[str, RunConfig | VqaConfig]) -> tuple[StudyEvaluation, ...]:
     found = []
-    for key, evaluation in configs.items():
-        results = tuple(f"{point.run_dir}/{key}/eval/{name}.json" for name in wanted_evaluations(evaluation))
-        found.append(StudyEvaluation(name=key, config=f"configs/{point.name}.{key}.yaml", results=results))
-    if config.vqa:
-        path = folder / config.vqa
-        if not path.is_file():
-            raise ConfigError(f"vqa: no config file {path}")
-        result = f"{point.run_dir}/{VQA}/eval/{VQA}.json"
-        found.append(StudyEvaluation(name=VQA, config=path.as_posix(), results=(result,)))
+    for name, config in configs.items():
+        written = [VQA] if isinstance(config, VqaConfig) else wanted_evaluations(config)
+        found.append(
+            StudyEvaluation(
+                name=name,
+                config=f"configs/{point.name}.{name}.yaml",
+                results=tuple(f"{point.run_dir}/{name}/eval/{each}.json" for each in written),
+                command="vqa" if isinstance(config, VqaConfig) else "eval",
+            )
+        )
     return tuple(found)
 
 
@@ -280,14 +289,14 @@ def _refuse_changes_of_begun_points(study: Path, before: StudyManifest, files: d
     for point in before.points:
         if not has_begun(study, point):
             continue
-        results = {e.config: e.results for e in point.evaluations if e.name != VQA}
-        begun = [point.config, *(c for c, made in results.items() if any((study / r).is_file() for r in made))]
-        for name in begun:
+        judged = [e for e in point.evaluations if any((study / result).is_file() for result in e.results)]
+        begun = {point.config: RunConfig, **{e.config: ROOTS[e.command] for e in judged}}
+        for name, root in begun.items():
             path = study / name
             if name not in files:
                 found.append(f"{path}: its point is no longer in the study")
             elif path.is_file() and not _holds(path, files[name]):
-                found.append(f"{path}: {_difference(path, files[name])}")
+                found.append(f"{path}: {_difference(root, path, files[name])}")
     if found:
         raise ConfigError(
             f"{study} has runs that another config began, and nothing was written:\n  "
@@ -296,11 +305,12 @@ def _refuse_changes_of_begun_points(study: Path, before: StudyManifest, files: d
         )
 
 
-def _difference(path: Path, text: str) -> str:
+def _difference(root: type[RunConfig | VqaConfig], path: Path, text: str) -> str:
     beside = path.with_suffix(".compared")
     try:
         beside.write_text(text, encoding="utf-8")
-        return "; ".join(changed_keys(load_config(path), load_config(beside))) or "another header or order of keys"
+        changes = changed_keys(load_config_of(root, path), load_config_of(root, beside))
+        return "; ".join(changes) or "another header or order of keys"
     except ConfigError:
         return "it cannot be read by this version"
     finally:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from webssl_fast.config.study import VQA, LaunchConfig
+from webssl_fast.config.study import LaunchConfig
 from webssl_fast.report.study_files import MANIFEST, StudyPoint, final_checkpoint
 
 LOCAL_RUN = """\
@@ -85,19 +85,13 @@ mkdir -p {logs}
 
 def point_script(study: PurePosixPath, point: StudyPoint) -> str:
     """Commands of one point, sourced; it ends with the status of the first that fails."""
-    run_dir = shlex.quote(str(study / point.run_dir))
     lines = [
         f"# Commands of {point.name}, for a script that defines `run`. What is done is skipped.",
         f"{_is_there([str(study / final_checkpoint(point))])} || run train {_quoted(study, point.config)} || return $?",
     ]
     for evaluation in point.evaluations:
         done = _is_there([str(study / result) for result in evaluation.results])
-        if evaluation.name == VQA:  # one config for all points
-            output_dir = _quoted(study, str(PurePosixPath(evaluation.results[0]).parent.parent))
-            command = f"run vqa {shlex.quote(evaluation.config)} encoder={run_dir} output_dir={output_dir}"
-        else:
-            command = f"run eval {_quoted(study, evaluation.config)}"
-        lines.append(f"{done} || {command} || return $?")
+        lines.append(f"{done} || run {evaluation.command} {_quoted(study, evaluation.config)} || return $?")
     return "\n".join(lines) + "\n"
 
 

@@ -26,13 +26,14 @@ State = Literal["not started", "running", "trained", "evaluated"]
 
 
 class StudyEvaluation(BaseModel):
-    """`results`: the files that it leaves. The config of VQA is shared by all points."""
+    """`command`: webssl's that runs it; `results`: the files that it leaves."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     config: str
     results: tuple[str, ...]
+    command: Literal["eval", "vqa"] = "eval"
 
 
 class StudyPoint(BaseModel):
