@@ -1,7 +1,14 @@
-import pytest
-import torch
+import os
 
-from tests.cuda_on_host import cuda_on_host, thread_order  # noqa: F401  fixtures
+import pytest
+
+# As the command line does, and before torch loads its OpenMP: on cores that are busy otherwise, threads that spin while
+# they wait make a training step take several times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
+
+from tests.cuda_on_host import cuda_on_host, thread_order  # noqa: E402, F401  fixtures
 
 
 @pytest.fixture
