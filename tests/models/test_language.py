@@ -9,7 +9,7 @@ import torch
 
 from tests import packaged
 from webssl_fast.errors import ConfigError
-from webssl_fast.models.language import load_language_encoder
+from webssl_fast.models.language import load_causal_model, load_language_encoder
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +43,11 @@ def test_rejects_what_is_no_language_model(tmp_path: Path):
     (tmp_path / "model.gguf").write_text("<html>not found</html>")
     with pytest.raises(ConfigError, match="cannot load a language model"):
         load_language_encoder(str(tmp_path / "model.gguf"))
+
+
+@pytest.mark.nightly
+def test_what_came_from_gguf_can_be_saved(tmp_path: Path):
+    read = load_causal_model(str(packaged.smollm2()))
+    read.save_pretrained(tmp_path)
+    again = load_causal_model(str(tmp_path)).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in read.state_dict().items())

@@ -87,7 +87,12 @@ def load_causal_model(source: str, dtype: torch.dtype | str = "auto") -> PreTrai
     """A causal language model on the CPU; "auto": in the dtype of its files. ConfigError as `reading` says."""
     place = LanguageSource.of(source)
     with reading(source) as transformers:
-        return transformers.AutoModelForCausalLM.from_pretrained(place.folder, dtype=dtype, **place.weights)
+        model = transformers.AutoModelForCausalLM.from_pretrained(place.folder, dtype=dtype, **place.weights)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and "gguf_file" in place.weights:
+        # What was quantised in the file is a plain tensor by now, but transformers would refuse to save it.
+        quantizer.remove_quantization_config(model)
+    return model
 
 
 @dataclass(frozen=True)
