@@ -32,16 +32,16 @@ class Scene:
 
 
 def render(rng: np.random.Generator) -> Scene:
-    return (_shapes, _bars, _word)[int(rng.integers(3))](rng)
+    return (_shapes, _shapes, _bars, _word)[int(rng.integers(4))](rng)
 
 
-def _canvas(rng: np.random.Generator) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    image = Image.new("RGB", (SIZE_PX, SIZE_PX), tuple(int(v) for v in rng.integers(215, 256, 3)))
+def _canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", (SIZE_PX, SIZE_PX), (255, 255, 255))
     return image, ImageDraw.Draw(image)
 
 
 def _shapes(rng: np.random.Generator) -> Scene:
-    image, draw = _canvas(rng)
+    image, draw = _canvas()
     shape, color, count = rng.choice(SHAPES), rng.choice(list(COLORS)), int(rng.choice(COUNTS))
     for cell in rng.permutation(4)[:count]:
         radius = rng.uniform(15, 21)
@@ -61,15 +61,15 @@ def _shapes(rng: np.random.Generator) -> Scene:
     return Scene(
         image,
         (
-            Asked("color", "What color is drawn?", str(color)),
-            Asked("shape", "What shape is drawn?", str(shape)),
-            Asked("count", "How many shapes are drawn?", str(count)),
+            Asked("color", "What color?", str(color)),
+            Asked("shape", "What shape?", str(shape)),
+            Asked("count", "How many?", str(count)),
         ),
     )
 
 
 def _bars(rng: np.random.Generator) -> Scene:
-    image, draw = _canvas(rng)
+    image, draw = _canvas()
     names = rng.permutation(list(COLORS))[:3]
     heights = rng.permutation([rng.uniform(15, 35), rng.uniform(45, 62), rng.uniform(75, 95)])
     draw.line((8, 6, 8, 104, 106, 104), (20, 20, 20), 2)
@@ -79,20 +79,28 @@ def _bars(rng: np.random.Generator) -> Scene:
     return Scene(
         image,
         (
-            Asked("tallest bar", "Which bar is the tallest?", in_order[-1]),
-            Asked("shortest bar", "Which bar is the shortest?", in_order[0]),
+            Asked("tallest bar", "Tallest bar?", in_order[-1]),
+            Asked("shortest bar", "Shortest bar?", in_order[0]),
+            Asked("left bar", "Left bar?", str(names[0])),
         ),
     )
 
 
 def _word(rng: np.random.Generator) -> Scene:
-    image, draw = _canvas(rng)
+    image, draw = _canvas()
     word = str(rng.choice(WORDS))
     font = ImageFont.load_default(int(rng.integers(30, 36)))
     width = draw.textlength(word, font)
     place = (rng.uniform(3, SIZE_PX - width - 3), rng.uniform(12, 64))
     draw.text(place, word, tuple(int(v) for v in rng.integers(0, 70, 3)), font)
-    return Scene(image, (Asked("word", "What is written?", word),))
+    return Scene(
+        image,
+        (
+            Asked("word", "What word?", word),
+            Asked("first letter", "First letter?", word[0]),
+            Asked("letters", "How many letters?", str(len(word))),
+        ),
+    )
 
 
 def write_scenes(folder: Path, num_scenes: int, seed: int) -> list[Scene]:
