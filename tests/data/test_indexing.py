@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.simulated_index import write_simulated_index
 from tests.data.image_files import write_folder, write_tar
+from tests.interruptions import interrupted_after
 from webssl_fast.data import index_parts
 from webssl_fast.data.column_file import VERSION, map_columns
 from webssl_fast.data.index import Index
@@ -215,25 +216,7 @@ def test_stopped_after_any_file_operation_the_result_is_the_same(tmp_path, monke
     """Every rename and removal is a place to be killed at: exactly, where the test above is random."""
     source = write_shards(tmp_path, 3, 4)
     build_index(source, tmp_path / "undisturbed", find_duplicates=True)
-    num_done = 0
-
-    def counted(function):
-        def call(*arguments, **options):
-            nonlocal num_done
-            if num_done == fail_at:
-                raise KeyboardInterrupt
-            num_done += 1
-            return function(*arguments, **options)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        for name in ("replace", "unlink", "mkdir"):
-            patch.setattr(os, name, counted(getattr(os, name)))
-        try:
-            build_index(source, tmp_path / "i", find_duplicates=True)
-        except KeyboardInterrupt:
-            pass
+    interrupted_after(fail_at, lambda: build_index(source, tmp_path / "i", find_duplicates=True), monkeypatch)
     build_index(source, tmp_path / "i", find_duplicates=True)
     assert (tmp_path / "i").read_bytes() == (tmp_path / "undisturbed").read_bytes()
     assert not (tmp_path / "i.parts").exists()

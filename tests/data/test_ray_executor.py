@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from webssl_fast.errors import UserError
 
 ray = pytest.importorskip("ray", reason="pip install 'webssl_fast[ray]' (make nightly does)")
 
-from tests.data.two_machines import TwoMachines, raylet_of  # noqa: E402
+from tests.data.two_machines import TwoMachines  # noqa: E402
 
 pytestmark = pytest.mark.nightly
 
@@ -89,25 +88,10 @@ def test_the_index_is_the_same_whoever_is_killed(tmp_path, machines, victim):
     source = write_shards(tmp_path, 60, 400)
     (tmp_path / "007.tar").write_bytes((tmp_path / "007.tar").read_bytes()[:100_000])
     build_index(source, tmp_path / "undisturbed", find_duplicates=True)
-    num_done_then = []
-
-    def kill():
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            num_done = len(list((tmp_path / "i.parts").glob("*.part")))
-            if num_done >= 5 and len(actors := machines.actors()) == 2:
-                if victim == "machine":
-                    os.kill(raylet_of(machines.machines[0]), signal.SIGKILL)
-                os.kill(actors[0], signal.SIGKILL)
-                num_done_then.append(num_done)
-                return
-            time.sleep(0.005)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    report = build_index(source, tmp_path / "i", executor=machines.executor, find_duplicates=True)
-    killer.join()
-    assert len(num_done_then) == 1 and num_done_then[0] < 50, "killed while there was work"
+    parts_dir = tmp_path / "i.parts"
+    with machines.killed_at_work(victim, lambda: len(list(parts_dir.glob("*.part"))), at_least=5) as struck:
+        report = build_index(source, tmp_path / "i", executor=machines.executor, find_duplicates=True)
+    assert len(struck) == 1 and struck[0] < 50, "killed while there was work"
     assert [problem.kind for problem in report.problems] == ["damaged"]
     for suffix in ("", ".duplicates.jsonl"):
         assert (tmp_path / f"i{suffix}").read_bytes() == (tmp_path / f"undisturbed{suffix}").read_bytes()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ray.cluster_utils import Cluster
@@ -31,6 +37,28 @@ class TwoMachines:
     def actors(self) -> list[int]:
         children = [child for machine in self.machines for child in children_of(raylet_of(machine))]
         return [pid for pid in children if b"ray::MapWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    @contextmanager
+    def killed_at_work(self, victim: str, num_done: Callable[[], int], at_least: int) -> Iterator[list[int]]:
+        """Beside what is done within: once so many tasks are done and both actors work, one of them is killed, with its
+        machine where `victim` is "machine". The list then holds how many were done."""
+        struck: list[int] = []
+
+        def kill() -> None:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and not struck:
+                done = num_done()
+                if done >= at_least and len(actors := self.actors()) == 2:
+                    if victim == "machine":
+                        os.kill(raylet_of(self.machines[0]), signal.SIGKILL)
+                    os.kill(actors[0], signal.SIGKILL)
+                    struck.append(done)
+                time.sleep(0.005)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        yield struck
+        killer.join()
 
 
 def raylet_of(machine) -> int:

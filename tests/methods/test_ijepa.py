@@ -194,7 +194,7 @@ def test_a_run_that_starts_on_meta_ends_equal():
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({"drop_path_rate": 0.1}, "model.drop_path_rate is 0.1, but I-JEPA has no drop-path"),
+        ({"drop_path_rate": 0.1}, "model.drop_path_rate is 0.1, but method.name=ijepa has no drop-path"),
         ({"preset": "vit_nano_patch14"}, "vit_nano_patch14, which method.name=ijepa does not train; allowed: vit_mae"),
         ({"predictor_width": 30}, "method.predictor_width is 30, which must be a multiple of"),
         ({"image_size_px": 56}, r"no rectangle of patches in a grid of 4 x 4 is within both; widen one of them"),

@@ -66,7 +66,7 @@ def test_texts_alone_are_embedded_as_in_pairs():
 @pytest.mark.parametrize(
     ("model", "method", "message"),
     [
-        ({"drop_path_rate": 0.1}, {}, "drop_path_rate is 0.1, but clip drops nothing"),
+        ({"drop_path_rate": 0.1}, {}, "drop_path_rate is 0.1, but method.name=clip has no drop-path"),
         ({}, {"crops": CropsConfig(num=2, size_px=28, scale=(0.9, 1))}, "method.crops.num must be 1"),
         ({}, {"crops": CropsConfig(num=1, size_px=30, scale=(0.9, 1))}, "not a multiple of the patch size 14"),
         ({}, {"text": TextConfig(preset="text_huge")}, "no preset 'text_huge'"),

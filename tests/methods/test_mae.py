@@ -150,7 +150,7 @@ def test_a_run_that_starts_on_meta_ends_equal():
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({"drop_path_rate": 0.1}, "model.drop_path_rate is 0.1, but MAE has no drop-path"),
+        ({"drop_path_rate": 0.1}, "model.drop_path_rate is 0.1, but method.name=mae has no drop-path"),
         (
             {"preset": "vit_nano_patch14"},
             "vit_nano_patch14, which method.name=mae does not train; allowed: vit_mae_nano",

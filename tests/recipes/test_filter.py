@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.data.image_files import encode, write_folder
+from tests.interruptions import interrupted_after
 from tests.judges import stand_in
 from tests.recipes.filter_run import bytes_of, config_of, write_source
 from webssl_fast.config.filter import FilterConfig
@@ -165,25 +166,7 @@ def test_a_restart_judges_what_is_missing(source, undisturbed, tmp_path):
 @pytest.mark.parametrize("fail_at", range(0, 17))
 def test_stopped_after_any_file_operation_the_result_is_the_same(source, undisturbed, tmp_path, monkeypatch, fail_at):
     """Every rename and removal is a place to be killed at: exactly, where the test below is random."""
-    num_done = 0
-
-    def counted(function):
-        def call(*arguments, **options):
-            nonlocal num_done
-            if num_done == fail_at:
-                raise KeyboardInterrupt
-            num_done += 1
-            return function(*arguments, **options)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        for name in ("replace", "unlink", "mkdir", "rmdir"):
-            patch.setattr(os, name, counted(getattr(os, name)))
-        try:
-            filter_images(config_of(source, tmp_path / "out"), stand_in.KIND)
-        except KeyboardInterrupt:
-            pass
+    interrupted_after(fail_at, lambda: filter_images(config_of(source, tmp_path / "out"), stand_in.KIND), monkeypatch)
     filter_images(config_of(source, tmp_path / "out"), stand_in.KIND)
     assert bytes_of(tmp_path / "out") == undisturbed
     assert not (tmp_path / "out/parts").exists() and not list((tmp_path / "out").glob("*.unfinished"))

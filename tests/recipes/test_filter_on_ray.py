@@ -1,16 +1,10 @@
 """`webssl filter` on a Ray cluster: the result of an undisturbed run here, byte for byte, whoever is killed."""
 
-import os
-import signal
-import threading
-import time
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("ray", reason="pip install 'webssl_fast[ray]' (make nightly does)")
 
-from tests.data.two_machines import TwoMachines, raylet_of
+from tests.data.two_machines import TwoMachines
 from tests.judges import stand_in
 from tests.recipes.filter_run import bytes_of, config_of, write_source
 from webssl_fast.data.indexing import build_index
@@ -26,32 +20,16 @@ def machines():
     machines.cluster.shutdown()
 
 
-def kill_at_work(machines: TwoMachines, victim: str, parts_dir: Path, struck: list[int]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        num_done = len(list(parts_dir.glob("*.parquet")))
-        if num_done >= 3 and len(actors := machines.actors()) == 2:
-            if victim == "machine":
-                os.kill(raylet_of(machines.machines[0]), signal.SIGKILL)
-            os.kill(actors[0], signal.SIGKILL)
-            struck.append(num_done)
-            return
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("victim", ["actor", "machine"])
 def test_scores_and_subsets_are_the_same_whoever_is_killed(tmp_path, machines, victim):
     machines.mend()
     source = str(tmp_path / "index")
     build_index(write_source(tmp_path / "shards", num_shards=4, num_samples=40), tmp_path / "index")
     filter_images(config_of(source, tmp_path / "here"), stand_in.KIND)
-    struck: list[int] = []
     out = tmp_path / "there"
-    killer = threading.Thread(target=kill_at_work, args=(machines, victim, out / "parts", struck))
-    killer.start()
     config = config_of(source, out, executor=machines.executor.model_dump())
-    filter_images(config, stand_in.KIND)
-    killer.join()
+    with machines.killed_at_work(victim, lambda: len(list((out / "parts").glob("*.parquet"))), at_least=3) as struck:
+        filter_images(config, stand_in.KIND)
     assert len(struck) == 1 and struck[0] < 30, "killed while there was work, of 40 parts"
     assert bytes_of(out) == bytes_of(tmp_path / "here")
     assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "here").iterdir()}

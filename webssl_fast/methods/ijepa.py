@@ -33,7 +33,7 @@ from webssl_fast.methods.parameter_groups import vit_parameter_groups
 from webssl_fast.models.embed import take_patches
 from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.ijepa_predictor import IJepaPredictor
-from webssl_fast.models.presets import WEB_MAE, check_architecture
+from webssl_fast.models.presets import WEB_MAE, check_architecture, refuse_drop_path
 from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.records import Batch, CropRecipe
 
@@ -70,10 +70,7 @@ class IJepa(nn.Module):
         """`group_size` says nothing: each image is drawn for by itself."""
         super().__init__()
         self.config, self.optim, self.num_steps, self.seed = config, optim, num_steps, seed
-        if model.drop_path_rate > 0:
-            raise ConfigError(
-                f"model.drop_path_rate is {model.drop_path_rate}, but I-JEPA has no drop-path; set it to 0"
-            )
+        refuse_drop_path(model.drop_path_rate, self.name)
         check_architecture(model.preset, WEB_MAE, self.name)
         self.image_size_px = model.image_size_px
         self.student = Student(config, model)

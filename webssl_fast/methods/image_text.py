@@ -21,6 +21,7 @@ from webssl_fast.methods.base import ParameterGroup
 from webssl_fast.methods.parameter_groups import vit_parameter_groups
 from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.init import constant, normal
+from webssl_fast.models.presets import refuse_drop_path
 from webssl_fast.models.text import TextTransformer
 from webssl_fast.models.tokenizer import TextTokenizer, load_tokenizer
 from webssl_fast.models.vit import VisionTransformer
@@ -100,10 +101,7 @@ class ImageTextMethod(nn.Module, ABC):
     ):
         super().__init__()
         self.config, self.optim = config, optim
-        if model.drop_path_rate > 0:
-            raise ConfigError(
-                f"model.drop_path_rate is {model.drop_path_rate}, but {self.name} drops nothing; set it to 0"
-            )
+        refuse_drop_path(model.drop_path_rate, self.name)
         if config.crops.num != 1:
             raise ConfigError(f"method.crops.num must be 1 (a caption has one image), got {config.crops.num}")
         self.backbone = VisionTransformer(model)

@@ -23,7 +23,7 @@ from webssl_fast.methods.parameter_groups import vit_parameter_groups
 from webssl_fast.models.embed import patchify, take_patches, unpatchify
 from webssl_fast.models.encoders import BackboneEncoder
 from webssl_fast.models.mae_decoder import MaeDecoder
-from webssl_fast.models.presets import WEB_MAE, check_architecture
+from webssl_fast.models.presets import WEB_MAE, check_architecture, refuse_drop_path
 from webssl_fast.models.vit import VisionTransformer
 from webssl_fast.records import Batch, CropRecipe, Features
 
@@ -46,8 +46,7 @@ class Mae(nn.Module):
         """`num_steps` and `group_size` say nothing: there are no schedules, and each image is drawn for by itself."""
         super().__init__()
         self.config, self.optim, self.seed = config, optim, seed
-        if model.drop_path_rate > 0:
-            raise ConfigError(f"model.drop_path_rate is {model.drop_path_rate}, but MAE has no drop-path; set it to 0")
+        refuse_drop_path(model.drop_path_rate, self.name)
         check_architecture(model.preset, WEB_MAE, self.name)
         self.image_size_px = model.image_size_px
         self.backbone = VisionTransformer(model)

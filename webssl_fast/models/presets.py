@@ -88,6 +88,12 @@ def check_architecture(name: str, wanted: Architecture, method: str) -> None:
         raise ConfigError(f"model.preset is {name}, which method.name={method} does not train; allowed: {known}")
 
 
+def refuse_drop_path(rate: float, method: str) -> None:
+    """ConfigError where a run asks for drop-path of a method that has none."""
+    if rate > 0:
+        raise ConfigError(f"model.drop_path_rate is {rate}, but method.name={method} has no drop-path; set it to 0")
+
+
 def preset(name: str) -> ViTPreset:
     """The preset of that name; ConfigError with the known names otherwise."""
     if name not in PRESETS:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
@@ -24,6 +23,7 @@ from webssl_fast.report.reconstructions import ReconstructionPicture
 from webssl_fast.report.result_files import Result, read_results
 from webssl_fast.report.run_files import Run, read_run
 from webssl_fast.report.tables import make_tables, tables_csv
+from webssl_fast.report.templates import page_template
 
 METHOD_NAMES = {"dinov2": "DINOv2", "mae": "MAE", "ijepa": "I-JEPA", "clip": "CLIP", "siglip": "SigLIP"}
 DENSE = ("segmentation", "depth")
@@ -82,18 +82,9 @@ def render(
     reconstructions: Sequence[ReconstructionPicture] = (),
 ) -> str:
     """The page's HTML. Everything that came from files is escaped by the template engine."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("webssl_fast.report", "template"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=scales.number, percent=scales.percent)
-    environment.globals.update(figure=_figure, image=_image_uri, own_file=own_file)
     num_steps = run.setting("train.num_steps")
     rows = sections.score_rows(run)
-    return environment.get_template("page.html").render(
+    return page_template("page.html", figure=_figure, image=_image_uri).render(
         title=_title(run, results),
         run=run,
         started=bool(run.series),
@@ -220,8 +211,3 @@ def _image_uri(image: np.ndarray, kind: str = "jpeg") -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **({"quality": 88} if kind == "jpeg" else {"optimize": True}))
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def own_file(name: str) -> Markup:
-    """Style and script of the package itself, inlined as they are."""
-    return Markup((Path(__file__).parent / "template" / name).read_text(encoding="utf-8"))

@@ -8,18 +8,17 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from webssl_fast.report import measures, published, scales
 from webssl_fast.report.alignment_chart import alignment_svg
 from webssl_fast.report.fits import LOG10_OF_2
-from webssl_fast.report.page import own_file
 from webssl_fast.report.scaling import MEASURES, Axis, Scaling, findings, make_scaling, signed, slope_words
 from webssl_fast.report.scaling_chart import scaling_svg
 from webssl_fast.report.study_files import StudyManifest, read_study, state_of
 from webssl_fast.report.study_rows import own_results, own_vqa_rows
 from webssl_fast.report.tables import make_tables, tables_csv
+from webssl_fast.report.templates import page_template
 from webssl_fast.report.vqa_rows import BENCHMARK_TITLES, CATEGORY_TITLES, VqaRow
 from webssl_fast.vqa_categories import BENCHMARKS
 
@@ -46,18 +45,9 @@ def write_study_report(directory: Path, output: Path | None = None) -> Path:
     scaling = make_scaling(own_vqa_rows(directory, study, notes))
     tables = make_tables(own_results(directory, study, notes))
     path.parent.mkdir(parents=True, exist_ok=True)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("webssl_fast.report", "template"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=scales.number, percent=scales.percent)
-    environment.globals.update(
-        alignment_svg=alignment_svg, figure=_figure, own_file=own_file, signed=signed, big_count=scales.big_count
-    )
-    page = environment.get_template("study.html").render(
+    functions = {"alignment_svg": alignment_svg, "figure": _figure, "signed": signed, "big_count": scales.big_count}
+    page = page_template("study.html", **functions).render(
+        title=f"{study.name}: scaling study",
         study=study,
         notes=notes,
         states=_states(directory, study),
